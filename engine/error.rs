@@ -1,0 +1,118 @@
+//! Everything that can go wrong, in one enum.
+//!
+//! Each message names the file, tensor, field or option, says what was found and what was
+//! expected, and what to do about it.
+
+use std::path::PathBuf;
+
+/// An error of the engine. Bad input of any kind ends here; a panic is a defect.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be opened, read, mapped or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb: `read`, `map`, `write`, ...
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file of a checkpoint is missing, malformed, truncated or inconsistent with the others.
+    #[error("{}: {problem}; {help}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what was expected.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+    /// A tensor is missing or has the wrong shape, type or values.
+    #[error("{}: tensor {tensor}: found {found}, expected {expected}", path.display())]
+    Tensor {
+        /// The weight file, or the directory if no file holds the tensor.
+        path: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// What the file holds.
+        found: String,
+        /// What the configuration asks for.
+        expected: String,
+    },
+    /// `config.json` cannot be used, a picture has an impossible size, or a plan is impossible.
+    #[error(transparent)]
+    Graph(#[from] qwenvl_graph::Error),
+    /// Something this build cannot do.
+    #[error("{what} is not supported: {help}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What to do instead.
+        help: String,
+    },
+    /// A request is malformed: an unknown key, a wrong type, a value out of range.
+    #[error("request: {field}: found {found}, expected {expected}")]
+    Request {
+        /// Path of the field, as `messages[0].content[1].image`.
+        field: String,
+        /// What was given.
+        found: String,
+        /// What would have been accepted.
+        expected: String,
+    },
+    /// An image cannot be fetched, decoded or used.
+    #[error("image {name}: {problem}; {help}")]
+    Image {
+        /// Path or URL, shortened.
+        name: String,
+        /// What went wrong.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+    /// The chat template cannot be parsed or rendered.
+    #[error("chat template: {problem}")]
+    Template {
+        /// The template engine's message, with the line.
+        problem: String,
+    },
+    /// The tokenizer cannot be loaded or cannot encode a text.
+    #[error("tokenizer: {problem}")]
+    Tokenizer {
+        /// The library's message.
+        problem: String,
+    },
+    /// Prompt and answer do not fit in the context.
+    #[error(
+        "the prompt has {prompt_tokens} tokens ({visual_tokens} of them visual) and max_tokens is {max_tokens}, \
+         together more than the context of {context_tokens}; shorten the prompt, lower max_pixels or max_tokens, \
+         or load with a larger context"
+    )]
+    Context {
+        /// Tokens of the expanded prompt.
+        prompt_tokens: usize,
+        /// How many of them stand for pictures.
+        visual_tokens: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// The limit.
+        context_tokens: usize,
+    },
+    /// A plan needs more memory than there is.
+    #[error("the plan needs {needed_bytes} bytes but {available_bytes} are available on {device}; {help}")]
+    Memory {
+        /// Total of the plan.
+        needed_bytes: u64,
+        /// What the device has.
+        available_bytes: u64,
+        /// Its name.
+        device: String,
+        /// What would fit.
+        help: String,
+    },
+}
+
+/// `Result` with the engine's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,6 @@
+//! `qwenvl`: an inference engine for the Qwen2-VL family.
+
+pub mod error;
+
+pub use error::{Error, Result};
+pub use qwenvl_graph as graph;

@@ -1,0 +1,2 @@
+//! The `qwenvl` command.
+fn main() {}
