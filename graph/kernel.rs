@@ -1,0 +1,111 @@
+//! Which kernel runs a step, in which blocks, and the scratch memory it needs.
+
+use crate::builder::{Graph, Node, ValueId, WeightKind};
+use crate::device::{Device, DeviceKind};
+use crate::op::{Epilogue, Op};
+use crate::shape::Sizes;
+use crate::weights::WeightFormat;
+
+/// Tokens in a page of the KV cache.
+pub const KV_PAGE_TOKENS: usize = 64;
+/// Keys that attention on the CPU handles at a time.
+pub const ATTENTION_KEYS: usize = KV_PAGE_TOKENS;
+/// Query rows that attention on the CPU handles at a time.
+pub const ATTENTION_ROWS: usize = 64;
+/// Inputs after which a dense dot product on the CPU folds its partial sums. Part of the numeric
+/// contract: changing it changes the bits of every result.
+pub const DENSE_K_BLOCK: usize = 256;
+/// Rows of a tile of a linear layer on the CPU.
+const BLOCK_M: usize = 96;
+/// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads.
+const BLOCK_N: usize = 64;
+
+/// The kernel of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its name, also that of its file.
+    pub name: &'static str,
+    /// Rows per tile; 0 where the kernel has no tiles.
+    pub block_m: usize,
+    /// Outputs per tile; 0 where the kernel has no tiles. With a SwiGLU, of each of the two parts.
+    pub block_n: usize,
+    /// Scratch memory all threads share, in bytes, at the planned sizes.
+    pub shared_bytes: u64,
+    /// Scratch memory of each thread, in bytes.
+    pub thread_bytes: u64,
+}
+
+/// The kernel for `node`. On a GPU only the name is known until kernels are tuned there.
+pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device) -> Kernel {
+    let mut kernel = Kernel { name: name(graph, node), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
+    if device.kind == DeviceKind::Cuda {
+        return kernel;
+    }
+    match &node.op {
+        Op::Linear { parts, k, epilogue } => {
+            kernel.block_m = BLOCK_M;
+            kernel.block_n = match epilogue {
+                Epilogue::VisionRope(rope) => rope.head_dim * BLOCK_N.div_ceil(rope.head_dim),
+                Epilogue::RopeWriteKv { heads, .. } => heads.head_dim * BLOCK_N.div_ceil(heads.head_dim),
+                _ => BLOCK_N,
+            };
+            let tiles = if *epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+            let tile_bytes = (tiles * kernel.block_m * kernel.block_n * 4) as u64;
+            let m = rows(graph, node.inputs[0], *k, sizes) as u64;
+            match matrix_format(graph, parts[0].weight) {
+                WeightFormat::Dense(_) => kernel.thread_bytes = tile_bytes + 4 * DENSE_K_BLOCK as u64 * 4,
+                WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => {
+                    // One unpacked strip of 16 outputs per thread; the quantised input for all.
+                    kernel.thread_bytes = tile_bytes + (16 * group * 2) as u64;
+                    kernel.shared_bytes = m * (2 * *k as u64 + 8 * (k / group) as u64) + 64;
+                }
+            }
+        }
+        Op::VisionAttention { head_dim, .. } => {
+            kernel.thread_bytes = attention_bytes(ATTENTION_ROWS, *head_dim);
+        }
+        Op::PagedAttention { heads, .. } => {
+            kernel.thread_bytes = attention_bytes(ATTENTION_ROWS.max(heads.n_heads / heads.n_kv_heads), heads.head_dim);
+        }
+        _ => {}
+    }
+    kernel
+}
+
+/// Scratch of one attention task: scaled queries, transposed keys, scores, outputs, row statistics.
+fn attention_bytes(rows: usize, head_dim: usize) -> u64 {
+    let floats = 2 * rows * head_dim + head_dim * ATTENTION_KEYS + rows * ATTENTION_KEYS + 2 * rows;
+    4 * floats as u64
+}
+
+/// Rows of a linear layer with `k` inputs over `x`.
+fn rows(graph: &Graph, x: ValueId, k: usize, sizes: &Sizes) -> usize {
+    let shape = graph.value(x).shape;
+    (sizes.rows(shape.rows) * shape.cols).div_ceil(k)
+}
+
+fn matrix_format(graph: &Graph, weight: crate::builder::WeightId) -> WeightFormat {
+    match graph.weight(weight).kind {
+        WeightKind::Matrix { format, .. } => format,
+        WeightKind::Vector { .. } => unreachable!("a linear part is a matrix"),
+    }
+}
+
+fn name(graph: &Graph, node: &Node) -> &'static str {
+    match &node.op {
+        Op::Linear { parts, .. } => match matrix_format(graph, parts[0].weight) {
+            WeightFormat::Dense(_) => "dense_gemm",
+            WeightFormat::Int4 { .. } => "int4_gemm",
+            WeightFormat::Int8 { .. } => "int8_gemm",
+        },
+        Op::LayerNorm { .. } | Op::RmsNorm { .. } => "norm",
+        Op::VisionAttention { .. } => "flash_attn",
+        Op::PagedAttention { .. } => "paged_attn",
+        Op::RotateVision(_) | Op::Rotate(_) => "rope",
+        Op::WriteKv { .. } => "kv_write",
+        Op::Patchify => "patchify",
+        Op::Embed { .. } | Op::SelectRows => "embed",
+        Op::Activate(_) | Op::SwiGlu | Op::Add => "pointwise",
+        Op::MergeRows { .. } => "view",
+    }
+}

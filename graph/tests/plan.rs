@@ -1,0 +1,109 @@
+//! Plans of the published models from their configuration alone.
+
+use qwenvl_graph::config::Quantization;
+use qwenvl_graph::{Device, DType, ModelConfig, Plan, PlanOptions};
+
+fn published(size: &str) -> ModelConfig {
+    let (hidden, inter, layers, heads, kv, vocab, tied) = match size {
+        "2b" => (1536, 8960, 28, 12, 2, 151_936, true),
+        "7b" => (3584, 18944, 28, 28, 4, 152_064, false),
+        "72b" => (8192, 29568, 80, 64, 8, 152_064, false),
+        other => panic!("{other}"),
+    };
+    let json = format!(
+        r#"{{"model_type":"qwen2_vl","hidden_size":{hidden},"intermediate_size":{inter},"num_hidden_layers":{layers},
+        "num_attention_heads":{heads},"num_key_value_heads":{kv},"vocab_size":{vocab},"tie_word_embeddings":{tied},
+        "rms_norm_eps":1e-6,"torch_dtype":"bfloat16","rope_scaling":{{"type":"mrope","mrope_section":[16,24,24]}},
+        "vision_config":{{"hidden_size":{hidden},"in_chans":3,"spatial_patch_size":14}}}}"#
+    );
+    ModelConfig::from_json(&json).unwrap()
+}
+
+fn quantised(size: &str, quantization: Quantization) -> ModelConfig {
+    let mut config = ModelConfig { quantization, dtype: DType::F16, ..published(size) };
+    if size == "72b" {
+        config.text.intermediate_size = 29696;
+    }
+    config
+}
+
+fn plan(config: &ModelConfig, context: usize) -> Plan {
+    let device = Device::gpu("a100-80g").unwrap();
+    Plan::new(config, &device, &PlanOptions::new(config, context, 12_845_056)).unwrap()
+}
+
+const AWQ: Quantization = Quantization::Awq { group_size: 128 };
+
+#[test]
+fn awq_72b_fits_one_a100_at_the_longest_input_of_the_card() {
+    let plan = plan(&quantised("72b", AWQ), 30720 + 2048);
+    assert_eq!(plan.memory.weights_bytes, 42_994_232_320);
+    assert_eq!(plan.memory.kv_bytes_per_token, 327_680);
+    assert_eq!(plan.memory.kv_bytes, 32768 * 327_680);
+    assert!(plan.fits(), "{}", plan.to_table());
+    let json = plan.to_json();
+    assert_eq!(json["total_bytes"], plan.memory.total_bytes());
+    assert_eq!(json["fits"], true);
+}
+
+#[test]
+fn bf16_72b_does_not_fit_one_a100_and_the_remedies_say_what_would() {
+    let plan = plan(&published("72b"), 30720 + 2048);
+    assert_eq!(plan.memory.weights_bytes, 146_811_120_640);
+    assert!(!plan.fits());
+    let remedies = plan.remedies().unwrap();
+    let awq = remedies.iter().find(|r| r.change.contains("AWQ")).expect("AWQ fits");
+    assert!(awq.total_bytes < plan.device.memory_bytes);
+    assert!(remedies.iter().any(|r| r.change.contains("GPTQ-Int4")));
+    assert!(!remedies.iter().any(|r| r.change.contains("--context")), "no context fits: {remedies:?}");
+}
+
+#[test]
+fn weights_of_every_published_model_match_the_sizes_of_their_files() {
+    let cases = [
+        ("2b", Quantization::None, 4_417_971_200),
+        ("7b", Quantization::None, 16_582_751_232),
+        ("2b", AWQ, 2_478_267_392),
+        ("7b", AWQ, 6_922_265_600),
+    ];
+    for (size, quantization, bytes) in cases {
+        let config = ModelConfig { quantization, ..published(size) };
+        assert_eq!(plan(&config, 1024).memory.weights_bytes, bytes, "{size} {quantization:?}");
+    }
+}
+
+#[test]
+fn bounds_on_the_speed_table_are_those_of_the_hardware() {
+    let rows = plan(&quantised("72b", AWQ), 32768).card_rows().unwrap();
+    let expected = [45.6, 39.6, 33.2, 24.3];
+    for (row, expected) in rows.iter().zip(expected) {
+        assert!((row.tokens_per_s - expected).abs() < 0.06, "{row:?}, expected {expected}");
+    }
+}
+
+#[test]
+fn the_largest_context_is_the_last_one_that_fits() {
+    let plan = plan(&published("7b"), 32768);
+    let mut small = plan.clone();
+    small.device.memory_bytes = plan.memory.total_bytes() - (64 << 20);
+    let context = small.largest_context().unwrap().unwrap();
+    let at = |context_tokens| {
+        let options = PlanOptions {
+            context_tokens,
+            kv_pool_tokens: context_tokens,
+            max_visual_tokens: context_tokens,
+            ..small.options.clone()
+        };
+        Plan::new(&small.config, &small.device, &options).unwrap().fits()
+    };
+    assert!(at(context) && !at(context + 64), "{context}");
+}
+
+#[test]
+fn fused_plans_have_five_linear_kernels_less_than_ten_steps_a_layer() {
+    let plan = plan(&quantised("72b", AWQ), 2048);
+    // norm, qkv, attention, o, norm, gate·up, down for each layer; embed, select, norm, head.
+    assert_eq!(plan.decode.graph.nodes.len(), 80 * 7 + 4);
+    // norm, qkv, attention, proj, norm, fc1, fc2 for each block; patchify, embed; ln, mlp.0, mlp.2.
+    assert_eq!(plan.vision.graph.nodes.len(), 32 * 7 + 2 + 3);
+}
