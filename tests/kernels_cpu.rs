@@ -6,7 +6,8 @@ mod common;
 use common::reference::{self as r, f64s};
 use common::rng::Rng;
 use common::tolerance as tol;
-use qwenvl::kernels::cpu::attention::{self, KvPages, SeqRows};
+use qwenvl::kernels::SeqRows;
+use qwenvl::kernels::cpu::attention::{self, KvPages};
 use qwenvl::kernels::cpu::dense::DenseMatrix;
 use qwenvl::kernels::cpu::int4::{AwqSource, Int4Matrix, QuantizedRows};
 use qwenvl::kernels::cpu::linear::{Blocking, Finish, Matrix, Part, linear};
@@ -276,8 +277,8 @@ fn epilogues_do_what_the_separate_kernels_do() {
         // Heads of 16: q and k thirds turn, v does not.
         let mut table = RopeTable::default();
         table.fill_vision(16, (0..m as u32).map(|i| [i, 3 * i]));
-        rope::rotate_rows(&mut rig.pool, &table, &plain[0], n, 64, 16, &mut expected);
-        rig.linear_blocked(&x, m, &[part(0)], Finish::VisionRope { table: &table, head_dim: 16 }, &mut y, 96, 48);
+        rope::rotate_rows(&mut rig.pool, &table, 0, &plain[0], n, 64, 16, &mut expected);
+        rig.linear_blocked(&x, m, &[part(0)], Finish::VisionRope { table: &table, first_row: 0, head_dim: 16 }, &mut y, 96, 48);
         assert_eq!(bits(&y), bits(&expected));
     }
 }

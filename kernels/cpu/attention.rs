@@ -20,6 +20,7 @@ use super::pointwise::exp;
 use super::shared::SharedMut;
 use super::simd::Simd;
 use super::{Isa, Pool, dispatch};
+use crate::kernels::SeqRows;
 
 const KEYS: usize = ATTENTION_KEYS;
 const _: () = assert!(KV_PAGE_TOKENS == ATTENTION_KEYS && KEYS % 16 == 0);
@@ -227,17 +228,6 @@ impl KvWriter<'_> {
         // SAFETY: the elements of this slot.
         unsafe { self.data.part(at..at + v.len()).copy_from_slice(v) };
     }
-}
-
-/// One sequence's share of a decoder call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeqRows {
-    /// Its tokens among those of the call.
-    pub tokens: Range<usize>,
-    /// Tokens it had in the cache before.
-    pub past: usize,
-    /// Its pages, in the table of the call.
-    pub pages: Range<usize>,
 }
 
 /// Causal attention over pages.

@@ -2,7 +2,6 @@
 
 use super::Pool;
 use super::dense::DenseMatrix;
-use super::shared::SharedMut;
 
 /// Marks a token that is not a placeholder in the visual index.
 pub const NO_VISUAL_ROW: u32 = u32::MAX;
@@ -21,13 +20,12 @@ pub fn embed(
 ) {
     let cols = table.k();
     assert!(tokens.len() == visual_index.len() && out.len() == tokens.len() * cols);
-    let shared = SharedMut::new(out);
-    pool.run(tokens.len(), |i, _| {
-        // SAFETY: one task for each row.
-        let out = unsafe { shared.part(i * cols..(i + 1) * cols) };
-        match visual_index[i] {
-            NO_VISUAL_ROW => table.row_to_f32(tokens[i] as usize, out),
-            row => out.copy_from_slice(&visual[row as usize * cols..][..cols]),
+    pool.run_on_chunks(out, cols, 16, |first, out| {
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            match visual_index[first + i] {
+                NO_VISUAL_ROW => table.row_to_f32(tokens[first + i] as usize, out),
+                row => out.copy_from_slice(&visual[row as usize * cols..][..cols]),
+            }
         }
     });
 }

@@ -210,14 +210,8 @@ pub struct QuantizedRows {
 }
 
 impl QuantizedRows {
-    /// Buffers for up to `m·k` numbers in groups of at least `group`.
-    pub fn with_capacity(m: usize, k: usize, group: usize) -> QuantizedRows {
-        let mut rows = QuantizedRows::default();
-        rows.reserve(m, k, group);
-        rows
-    }
-
-    fn reserve(&mut self, m: usize, k: usize, group: usize) {
+    /// Makes room for `m·k` numbers in groups of `group`, so that rounding them allocates nothing.
+    pub fn reserve(&mut self, m: usize, k: usize, group: usize) {
         let grow = |len: usize, needed: usize| len.max(needed);
         self.codes.resize(grow(self.codes.len(), m * k), 0);
         self.scales.resize(grow(self.scales.len(), m * k / group), 0.0);

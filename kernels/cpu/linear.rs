@@ -63,8 +63,10 @@ pub enum Finish<'a> {
     SwiGlu,
     /// Rotates the heads in the first two thirds of the outputs by the row's angles.
     VisionRope {
-        /// A row of angles for each row of x.
+        /// Angles.
         table: &'a RopeTable,
+        /// The row of the table for the first row of x.
+        first_row: usize,
         /// Channels of a head.
         head_dim: usize,
     },
@@ -194,9 +196,9 @@ pub fn linear(
                     swiglu_slice(isa, y, &second[i * block_n..][..n]);
                     store(y);
                 }
-                Finish::VisionRope { table, head_dim } => {
+                Finish::VisionRope { table, first_row, head_dim } => {
                     let turned = (n_out / 3 * 2).saturating_sub(n0).min(n);
-                    y[..turned].chunks_exact_mut(*head_dim).for_each(|head| table.rotate(row, head));
+                    y[..turned].chunks_exact_mut(*head_dim).for_each(|head| table.rotate(first_row + row, head));
                     store(y);
                 }
                 Finish::RopeWriteKv { table, kv, layer, heads, slots } => {

@@ -3,7 +3,6 @@
 //! order   statistics in eight partial sums (column mod 8), joined by the tree of `Simd::sum`.
 //! bytes   reads and writes each row once; a row stays in L1 between its passes.
 
-use super::shared::SharedMut;
 use super::simd::Simd;
 use super::{Isa, Pool, dispatch};
 
@@ -32,14 +31,8 @@ pub fn layer_norm(isa: Isa, pool: &mut Pool, x: &[f32], weight: &[f32], bias: &[
 
 fn each_row(pool: &mut Pool, x: &[f32], cols: usize, out: &mut [f32], f: impl Fn(&[f32], &mut [f32]) + Sync) {
     assert!(x.len() == out.len() && x.len() % cols == 0);
-    let rows = x.len() / cols;
-    let per_task = (8192 / cols).max(1);
-    let shared = SharedMut::new(out);
-    pool.run(rows.div_ceil(per_task), |task, _| {
-        let range = task * per_task * cols..((task + 1) * per_task).min(rows) * cols;
-        // SAFETY: tasks own disjoint rows.
-        let out = unsafe { shared.part(range.clone()) };
-        for (x, out) in x[range].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+    pool.run_on_chunks(out, cols, (8192 / cols).max(1), |first, out| {
+        for (x, out) in x[first * cols..].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
             f(x, out);
         }
     });

@@ -5,7 +5,6 @@
 
 use qwenvl_graph::Activation;
 
-use super::shared::SharedMut;
 use super::simd::Simd;
 use super::{Isa, Pool, dispatch};
 
@@ -140,10 +139,5 @@ pub fn add(pool: &mut Pool, x: &[f32], y: Option<&[f32]>, out: &mut [f32]) {
 
 fn each_chunk(pool: &mut Pool, len: usize, out: &mut [f32], f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync) {
     assert_eq!(len, out.len());
-    let out = SharedMut::new(out);
-    pool.run(len.div_ceil(CHUNK), |task, _| {
-        let range = task * CHUNK..((task + 1) * CHUNK).min(len);
-        // SAFETY: tasks own disjoint chunks.
-        f(range.clone(), unsafe { out.part(range) });
-    });
+    pool.run_on_chunks(out, 1, CHUNK, |first, out| f(first..first + out.len(), out));
 }

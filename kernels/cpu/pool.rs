@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::shared::SharedMut;
+
 /// How long a worker spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(200);
 
@@ -103,6 +105,30 @@ impl Pool {
             take_tasks(shared, erased, tasks, 0);
         }
         assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a kernel task panicked");
+    }
+}
+
+impl Pool {
+    /// Cuts `out` into chunks of `rows` rows of `cols` elements and runs `f(first_row, chunk)` for each.
+    ///
+    /// # Panics
+    /// If `out` is not whole rows, or a task panicked.
+    pub fn run_on_chunks<T: Send>(
+        &mut self,
+        out: &mut [T],
+        cols: usize,
+        rows: usize,
+        f: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        assert!(out.len() % cols == 0 && rows > 0);
+        let total = out.len();
+        let shared = SharedMut::new(out);
+        self.run(total.div_ceil(rows * cols), |task, _| {
+            let start = task * rows * cols;
+            // SAFETY: tasks own disjoint chunks.
+            let chunk = unsafe { shared.part(start..(start + rows * cols).min(total)) };
+            f(task * rows, chunk);
+        });
     }
 }
 

@@ -7,7 +7,6 @@
 use qwenvl_graph::op::MRope;
 
 use super::Pool;
-use super::shared::SharedMut;
 
 /// Cosines and sines of every row: `[rows, head_dim/2]` of each. Buffers are kept between calls.
 #[derive(Default)]
@@ -102,27 +101,29 @@ fn push(cos: &mut Vec<f32>, sin: &mut Vec<f32>, angle: f32) {
     sin.push(s as f32);
 }
 
-/// `out = x` with the heads of the first `rotated` columns turned; row `i` by row `i` of the table.
+/// `out = x` with the heads of the first `rotated` columns turned; row `i` by row `first_row + i` of
+/// the table.
 ///
 /// # Panics
 /// If the shapes do not match.
+#[allow(clippy::too_many_arguments)]
 pub fn rotate_rows(
     pool: &mut Pool,
     table: &RopeTable,
+    first_row: usize,
     x: &[f32],
     cols: usize,
     rotated: usize,
     head_dim: usize,
     out: &mut [f32],
 ) {
-    assert!(x.len() == out.len() && x.len() == table.rows() * cols && rotated <= cols && rotated % head_dim == 0);
-    let shared = SharedMut::new(out);
-    pool.run(table.rows(), |row, _| {
-        // SAFETY: one task for each row.
-        let out = unsafe { shared.part(row * cols..(row + 1) * cols) };
-        out.copy_from_slice(&x[row * cols..(row + 1) * cols]);
-        for head in out[..rotated].chunks_exact_mut(head_dim) {
-            table.rotate(row, head);
+    assert!(x.len() == out.len() && x.len() % cols == 0 && rotated <= cols && rotated % head_dim == 0);
+    pool.run_on_chunks(out, cols, 16, |first, out| {
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            out.copy_from_slice(&x[(first + i) * cols..][..cols]);
+            for head in out[..rotated].chunks_exact_mut(head_dim) {
+                table.rotate(first_row + first + i, head);
+            }
         }
     });
 }
