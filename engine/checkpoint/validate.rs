@@ -108,17 +108,17 @@ impl Checkpoint {
             let Problem { tensor, found, expected, .. } = problems.remove(0);
             return Error::Tensor { path, tensor, found, expected };
         }
-        let mut list = format!("{} tensors are not what config.json asks for", problems.len());
-        for problem in problems.iter().take(MAX_LISTED) {
-            list += &format!("\n  {problem}");
-        }
-        if problems.len() > MAX_LISTED {
-            list += &format!("\n  and {} more", problems.len() - MAX_LISTED);
-        }
-        let help = cause.unwrap_or_else(|| {
+        let found = format!("{} tensors are not what config.json asks for", problems.len());
+        let mut help = cause.unwrap_or_else(|| {
             "config.json and the weight files must come from the same repository, download them again".into()
         });
-        Error::Checkpoint { path, problem: list, help: format!("\n{help}") }
+        for problem in problems.iter().take(MAX_LISTED) {
+            help += &format!("\n  {problem}");
+        }
+        if problems.len() > MAX_LISTED {
+            help += &format!("\n  and {} more", problems.len() - MAX_LISTED);
+        }
+        Error::Checkpoint { path, problem: found, help }
     }
 
     /// The mistake behind a pattern of problems, if one is evident.
