@@ -1,5 +1,6 @@
 //! `qwenvl`: an inference engine for the Qwen2-VL family.
 
+pub mod checkpoint;
 pub mod error;
 #[path = "../kernels/mod.rs"]
 pub mod kernels;
