@@ -166,7 +166,9 @@ impl ModelConfig {
         let root = Section::new("", &root)?;
         match root.str("model_type")? {
             Some("qwen2_vl") => {}
-            Some(other) => return Err(root.error("model_type", other, "qwen2_vl (this engine runs Qwen2-VL only)")),
+            Some(other) => {
+                return Err(root.error("model_type", other, "qwen2_vl (this engine runs Qwen2-VL only)"));
+            }
             None => return Err(root.error("model_type", "missing", "qwen2_vl")),
         }
         let nested = root.object("text_config")?;
@@ -237,11 +239,19 @@ fn text_config(s: &Section, root: &Section) -> Result<TextConfig> {
         return Err(s.error("hidden_act", act, "silu"));
     }
     if s.bool("use_sliding_window")? == Some(true) {
-        return Err(s.error("use_sliding_window", true, "false (no published Qwen2-VL uses a sliding window)"));
+        return Err(s.error(
+            "use_sliding_window",
+            true,
+            "false (no published Qwen2-VL uses a sliding window)",
+        ));
     }
     let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
     if !config.hidden_size.is_multiple_of(heads) {
-        return Err(s.error("num_attention_heads", heads, format!("a divisor of hidden_size {}", config.hidden_size)));
+        return Err(s.error(
+            "num_attention_heads",
+            heads,
+            format!("a divisor of hidden_size {}", config.hidden_size),
+        ));
     }
     if heads % kv != 0 {
         return Err(s.error("num_key_value_heads", kv, format!("a divisor of num_attention_heads {heads}")));
@@ -251,11 +261,19 @@ fn text_config(s: &Section, root: &Section) -> Result<TextConfig> {
         return Err(s.error(
             "rope_scaling.mrope_section",
             format!("{:?}", config.mrope_section),
-            format!("three numbers with sum {}, half of head_dim {}", config.head_dim() / 2, config.head_dim()),
+            format!(
+                "three numbers with sum {}, half of head_dim {}",
+                config.head_dim() / 2,
+                config.head_dim()
+            ),
         ));
     }
     if config.head_dim() % 8 != 0 {
-        return Err(s.error("hidden_size", config.hidden_size, "a head_dim (hidden_size / heads) that is a multiple of 8"));
+        return Err(s.error(
+            "hidden_size",
+            config.hidden_size,
+            "a head_dim (hidden_size / heads) that is a multiple of 8",
+        ));
     }
     Ok(config)
 }
@@ -304,10 +322,18 @@ fn vision_config(s: &Section) -> Result<VisionConfig> {
         return Err(s.error("hidden_act", act, "quick_gelu"));
     }
     if !config.embed_dim.is_multiple_of(config.num_heads) {
-        return Err(s.error("num_heads", config.num_heads, format!("a divisor of embed_dim {}", config.embed_dim)));
+        return Err(s.error(
+            "num_heads",
+            config.num_heads,
+            format!("a divisor of embed_dim {}", config.embed_dim),
+        ));
     }
     if config.head_dim() % 8 != 0 {
-        return Err(s.error("embed_dim", config.embed_dim, "a head_dim (embed_dim / num_heads) that is a multiple of 8"));
+        return Err(s.error(
+            "embed_dim",
+            config.embed_dim,
+            "a head_dim (embed_dim / num_heads) that is a multiple of 8",
+        ));
     }
     if config.in_channels != 3 {
         return Err(s.error("in_channels", config.in_channels, "3 (red, green, blue)"));
@@ -430,9 +456,9 @@ impl<'a> Section<'a> {
     fn bounded(&self, key: &str, default: u64, max: u64) -> Result<usize> {
         // Some exporters write whole numbers as floats (`mlp_ratio: 4.0`).
         let value = match self.get(key) {
-            Some(v) => v
-                .as_u64()
-                .or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f <= max as f64).map(|f| f as u64)),
+            Some(v) => v.as_u64().or_else(|| {
+                v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f <= max as f64).map(|f| f as u64)
+            }),
             None => Some(default),
         };
         match value {

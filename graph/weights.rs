@@ -222,7 +222,9 @@ fn quantised_format(config: &ModelConfig, n: usize, k: usize) -> Result<WeightFo
         Quantization::None => Ok(WeightFormat::Dense(config.dtype)),
         Quantization::Awq { group_size } => {
             if n % 8 != 0 || k % group_size != 0 {
-                return Err(fail(format!("outputs divisible by 8 and inputs divisible by group_size {group_size}")));
+                return Err(fail(format!(
+                    "outputs divisible by 8 and inputs divisible by group_size {group_size}"
+                )));
             }
             Ok(WeightFormat::Int4 { group: group_size })
         }
