@@ -7,9 +7,11 @@ pub mod config;
 pub mod dtype;
 pub mod error;
 pub mod grid;
+pub mod positions;
 pub mod weights;
 
 pub use config::ModelConfig;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use grid::{Grid, PixelLimits, smart_resize};
+pub use positions::{RopeIndex, rope_index};
