@@ -40,6 +40,28 @@ pub enum Error {
         /// The accepted range.
         expected: String,
     },
+    /// A patch grid that no picture can have.
+    #[error("grid of {t}x{h}x{w} patches: {reason}")]
+    Grid {
+        /// Temporal slices.
+        t: usize,
+        /// Patch rows.
+        h: usize,
+        /// Patch columns.
+        w: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// The placeholder tokens of a prompt do not match the pictures that come with it.
+    #[error("{kind}s: found {found}, expected {expected}")]
+    Placeholders {
+        /// `image` or `video`.
+        kind: &'static str,
+        /// What the prompt holds.
+        found: String,
+        /// What the pictures ask for.
+        expected: String,
+    },
     /// A graph was wired inconsistently. This is a defect of the builder, not of the user's input.
     #[error("graph: {op}: {reason}")]
     Graph {

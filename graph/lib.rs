@@ -21,6 +21,7 @@ pub mod plan;
 pub mod shape;
 mod show;
 mod vit;
+pub mod positions;
 pub mod weights;
 
 pub use builder::{Graph, Node, Value, ValueId, Weight, WeightId, WeightKind};
@@ -33,3 +34,4 @@ pub use grid::{Grid, PixelLimits, smart_resize};
 pub use op::{Activation, Epilogue, Op};
 pub use plan::{MemoryUse, Plan, PlanOptions, Program, Segment};
 pub use shape::{Rows, Shape, Sizes};
+pub use positions::{RopeIndex, rope_index};

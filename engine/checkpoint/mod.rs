@@ -22,7 +22,7 @@ use qwenvl_graph::{DType, ModelConfig};
 
 pub use awq::AwqLinear;
 use files::{Source, WeightFile};
-pub use tensor::{TensorRef, check_finite, to_f32_vec};
+pub use tensor::{TensorHandle, TensorRef, check_finite, to_f32_vec};
 pub use validate::check_runnable;
 
 use crate::error::{Error, Result};
@@ -189,6 +189,14 @@ impl Checkpoint {
             file: &file.path,
             position: (location.file, location.range.start),
         })
+    }
+
+    /// The elements behind a handle.
+    ///
+    /// # Panics
+    /// If the handle is that of another checkpoint.
+    pub fn bytes(&self, handle: &TensorHandle) -> &[u8] {
+        &self.files[handle.file].bytes()[handle.range.clone()]
     }
 
     /// Whether there is a tensor of this name.

@@ -1,5 +1,6 @@
 //! One tensor of a checkpoint, and reading it as numbers.
 
+use std::ops::Range;
 use std::path::Path;
 
 use ::safetensors::Dtype;
@@ -25,7 +26,20 @@ pub struct TensorRef<'a> {
     pub(super) position: (usize, usize),
 }
 
+/// Where a tensor's elements are: what to keep instead of a borrow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorHandle {
+    pub(super) file: usize,
+    pub(super) range: Range<usize>,
+}
+
 impl<'a> TensorRef<'a> {
+    /// Where the elements are, for [`Checkpoint::bytes`](super::Checkpoint::bytes).
+    pub fn handle(&self) -> TensorHandle {
+        let (file, start) = self.position;
+        TensorHandle { file, range: start..start + self.bytes.len() }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()

@@ -93,20 +93,18 @@ pub struct Visual {
 }
 
 impl Visual {
-    /// Writes the patches of temporal slice `t` to `out`, `[grid.h * grid.w, patch_dim]` float32.
-    /// The last frame stands in for frames that the last slice lacks: an image is every frame of
-    /// its only slice.
+    /// Writes the patches of temporal slice `t` to `out`, `[grid.h * grid.w, patch_dim]` float32, in
+    /// the order of [`patchify::write_patch`].
     ///
     /// # Panics
     /// If `t` is not below `grid.t`, `out` has another length, or `config` is not the one that the
     /// processor was made with.
     pub fn write_slice(&self, t: usize, normalize: &Normalize, config: &VisionConfig, out: &mut [f32]) {
-        assert!(t < self.grid.t, "slice {t} of {}", self.grid.t);
-        let first = t * config.temporal_patch_size;
-        let last = self.frames.len() - 1;
-        let slice: Vec<&Rgb8> =
-            (first..first + config.temporal_patch_size).map(|i| &self.frames[i.min(last)]).collect();
-        patchify::write_patches(&slice, normalize, config, out);
+        assert_eq!(out.len(), self.grid.patches_per_slice() * config.patch_dim(), "values of a slice");
+        let table = normalize.table();
+        for (index, row) in out.chunks_exact_mut(config.patch_dim()).enumerate() {
+            patchify::write_patch(self, t, index, &table, config, row);
+        }
     }
 }
 

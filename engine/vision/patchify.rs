@@ -5,7 +5,7 @@
 
 use qwenvl_graph::config::VisionConfig;
 
-use super::decode::Rgb8;
+use super::Visual;
 
 /// Colour normalisation: a channel value `v` in 0..=255 becomes `(v / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,64 +23,56 @@ impl Normalize {
 
     /// The normalised value of every byte in every channel. The division by 255 is rounded from
     /// float64 to float32, and the rest is float32, as in the slow processor.
-    fn table(&self) -> [[f32; 256]; 3] {
+    pub fn table(&self) -> [[f32; 256]; 3] {
         std::array::from_fn(|c| {
             std::array::from_fn(|v| ((v as f64 / 255.0) as f32 - self.mean[c]) / self.std[c])
         })
     }
 }
 
-/// Writes the patches of one temporal slice as float32 rows.
+/// Writes patch `index` of temporal slice `t` of `visual` as one float32 row.
 ///
-/// `frames` are the `temporal_patch_size` frames of the slice, equal in size (an image is given as
-/// often as that). With `h` x `w` patches, `out` is `[h * w, 1176]`: rows in blocks of 2x2 patches
-/// (block row, block column, row in block, column in block), values of a row in the order channel,
-/// frame, y, x. In general, the 2 is `spatial_merge_size` and 1176 is `patch_dim()`.
+/// Patches count in blocks of 2x2 (block row, block column, row in block, column in block); the
+/// values of a row are in the order channel, frame of the slice, y, x: `[patch_dim]`, 1176 for the
+/// published models. The last frame stands in for frames that the last slice lacks: an image is
+/// every frame of its only slice. In general, the 2 is `spatial_merge_size`.
 ///
 /// # Panics
-/// If the number of frames, their sizes or the length of `out` do not fit together.
-pub fn write_patches(frames: &[&Rgb8], normalize: &Normalize, config: &VisionConfig, out: &mut [f32]) {
+/// If there is no such slice or patch, or `out` is not `[patch_dim]`.
+pub fn write_patch(
+    visual: &Visual,
+    t: usize,
+    index: usize,
+    table: &[[f32; 256]; 3],
+    config: &VisionConfig,
+    out: &mut [f32],
+) {
     let (patch, merge) = (config.patch_size, config.spatial_merge_size);
-    let (width, height) = (frames[0].width() as usize, frames[0].height() as usize);
-    assert_eq!(frames.len(), config.temporal_patch_size, "frames of a slice");
-    assert!(frames.iter().all(|f| (f.width(), f.height()) == (frames[0].width(), frames[0].height())));
-    assert!(
-        width.is_multiple_of(patch * merge) && height.is_multiple_of(patch * merge),
-        "size {width}x{height}"
-    );
-    let (h, w) = (height / patch, width / patch);
-    assert_eq!(out.len(), h * w * config.patch_dim(), "values of {h}x{w} patches");
+    assert!(t < visual.grid.t && index < visual.grid.patches_per_slice(), "patch {index} of slice {t}");
+    assert_eq!(out.len(), config.patch_dim(), "values of a patch");
+    let (block, inside) = (index / (merge * merge), index % (merge * merge));
+    let blocks = visual.grid.w / merge;
+    let top = (block / blocks * merge + inside / merge) * patch;
+    let left = (block % blocks * merge + inside % merge) * patch;
 
-    let table = normalize.table();
-    let mut rows = out.chunks_exact_mut(config.patch_dim());
-    for (block_y, block_x) in grid(h / merge, w / merge) {
-        for (in_y, in_x) in grid(merge, merge) {
-            let (top, left) = ((block_y * merge + in_y) * patch, (block_x * merge + in_x) * patch);
-            let mut lines = rows.next().expect("a row for every patch").chunks_exact_mut(patch);
-            for (c, table) in table.iter().enumerate() {
-                for frame in frames {
-                    for y in top..top + patch {
-                        let line = lines.next().expect("a line for every channel, frame and y");
-                        let pixels = &frame.data()[(y * width + left) * 3..][..patch * 3];
-                        for (value, pixel) in line.iter_mut().zip(pixels.chunks_exact(3)) {
-                            *value = table[usize::from(pixel[c])];
-                        }
-                    }
+    let mut lines = out.chunks_exact_mut(patch);
+    for (c, table) in table.iter().enumerate() {
+        for frame in 0..config.temporal_patch_size {
+            let frame = &visual.frames[(t * config.temporal_patch_size + frame).min(visual.frames.len() - 1)];
+            let width = frame.width() as usize;
+            for y in top..top + patch {
+                let line = lines.next().expect("a line for every channel, frame and y");
+                let pixels = &frame.data()[(y * width + left) * 3..][..patch * 3];
+                for (value, pixel) in line.iter_mut().zip(pixels.chunks_exact(3)) {
+                    *value = table[usize::from(pixel[c])];
                 }
             }
         }
     }
 }
 
-/// All `(y, x)` in row order.
-fn grid(h: usize, w: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..h).flat_map(move |y| (0..w).map(move |x| (y, x)))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn multiplying_by_the_rescale_factor_gives_the_same_table_as_dividing() {
         // The reference multiplies by the float64 that `preprocessor_config.json` spells out.
