@@ -150,7 +150,7 @@ fn template_value(json: &Json, fuel: &mut u64) -> Value {
         }
         Json::Array(items) => items.iter().map(|item| template_value(item, fuel)).collect(),
         Json::Object(map) => {
-            map.iter().map(|(key, item)| (key.as_str(), template_value(item, fuel))).collect()
+            Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), template_value(item, fuel))))
         }
     }
 }

@@ -292,6 +292,9 @@ impl Processor {
         options: &ImageOptions,
         limits: &FetchLimits,
     ) -> Result<Frame> {
+        if let Some(rgb) = source.decoded() {
+            return self.frame(rgb.clone(), options, Timings::default());
+        }
         let start = Instant::now();
         let bytes = source.fetch(limits)?;
         let fetched = Instant::now();

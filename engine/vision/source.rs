@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use super::decode::Rgb8;
 use crate::error::{Error, Result};
 
 /// Characters of a name that messages show.
@@ -32,6 +33,7 @@ enum Place {
     File(PathBuf),
     Url(String),
     Memory(Vec<u8>),
+    Pixels(Rgb8),
 }
 
 /// What a fetch may take before it is given up.
@@ -102,6 +104,23 @@ impl ImageSource {
         ImageSource { name: shorten(name), place: Place::Memory(bytes) }
     }
 
+    /// A decoded picture in memory, `[height, width, 3]` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if there are not that many bytes, or a side is zero.
+    pub fn pixels(width: u32, height: u32, rgb: &[u8]) -> Result<Self> {
+        let pixels = Rgb8::new(width, height, rgb.to_vec())?;
+        Ok(ImageSource { name: format!("in memory, {width}x{height}"), place: Place::Pixels(pixels) })
+    }
+
+    /// The pixels, if the source is a decoded picture.
+    pub(super) fn decoded(&self) -> Option<&Rgb8> {
+        match &self.place {
+            Place::Pixels(rgb) => Some(rgb),
+            _ => None,
+        }
+    }
+
     /// What messages call it: the path or URL, shortened.
     pub fn name(&self) -> &str {
         &self.name
@@ -119,6 +138,7 @@ impl ImageSource {
             Place::Url(url) => self.download(url, limits),
             Place::Memory(bytes) if bytes.len() as u64 > limits.max_bytes => Err(self.too_large(limits)),
             Place::Memory(bytes) => Ok(bytes.clone()),
+            Place::Pixels(_) => Err(image_error(&self.name, "it has no encoded form", "use its pixels")),
         }
     }
 

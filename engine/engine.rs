@@ -1,0 +1,299 @@
+//! The engine: a checkpoint, its plan, and an executor that answers requests.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use qwenvl_graph::{Device, Plan, PlanOptions};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::exec::cpu::{CpuExecutor, Progress};
+use crate::exec::{Executor, Peaks};
+use crate::frontend::{Frontend, Prepared, ms};
+use crate::generate::{Event, RequestId, Scheduler, Work};
+use crate::host;
+use crate::request::{Answer, Request, Token};
+
+/// Bounds of an engine. What is `None` follows from the others or from the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Threads that execute kernels; the machine's processors if `None`.
+    pub threads: Option<usize>,
+    /// Most tokens of one sequence, prompt and answer together; 4096 if `None`, or the model's
+    /// maximum if that is less.
+    pub context_tokens: Option<usize>,
+    /// Most sequences at once.
+    pub max_seqs: usize,
+    /// Tokens that the KV cache holds; enough for all sequences if `None`.
+    pub kv_pool_tokens: Option<usize>,
+    /// Most prompt tokens in one call of the decoder.
+    pub prefill_chunk_tokens: usize,
+    /// Largest image or video frame, in pixels after the resize; the checkpoint's `max_pixels` if
+    /// `None`, but no more than the context holds.
+    pub max_pixels: Option<u64>,
+    /// Most visual tokens that wait for their prefill; as many as the context holds if `None`.
+    pub max_visual_tokens: Option<usize>,
+    /// Whether to run the plan's fusion passes.
+    pub fuse: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            threads: None,
+            context_tokens: None,
+            max_seqs: 1,
+            kv_pool_tokens: None,
+            prefill_chunk_tokens: 512,
+            max_pixels: None,
+            max_visual_tokens: None,
+            fuse: true,
+        }
+    }
+}
+
+/// The context of an engine whose options do not say.
+pub const DEFAULT_CONTEXT_TOKENS: usize = 4096;
+
+impl EngineOptions {
+    /// The bounds that one request needs and no more.
+    pub fn exactly(frontend: &Frontend, request: &Prepared) -> EngineOptions {
+        let patch = frontend.config().vision.patch_size as u64;
+        EngineOptions {
+            context_tokens: Some(request.context_tokens()),
+            max_pixels: Some(request.largest_slice() as u64 * patch * patch),
+            max_visual_tokens: Some(request.visual_tokens),
+            ..EngineOptions::default()
+        }
+    }
+
+    /// The plan options for a model.
+    pub fn plan_options(&self, frontend: &Frontend) -> PlanOptions {
+        let config = frontend.config();
+        let text = &config.text;
+        let context = self.context_tokens.unwrap_or(DEFAULT_CONTEXT_TOKENS.min(text.max_position_embeddings));
+        let area = (config.vision.pixel_factor() as u64).pow(2);
+        let max_pixels = self.max_pixels.unwrap_or(frontend.max_pixels()).min(context as u64 * area).max(area);
+        PlanOptions {
+            max_seqs: self.max_seqs,
+            kv_pool_tokens: self.kv_pool_tokens.unwrap_or(context.saturating_mul(self.max_seqs)),
+            prefill_chunk_tokens: self.prefill_chunk_tokens,
+            max_visual_tokens: self.max_visual_tokens.unwrap_or(context),
+            fuse: self.fuse,
+            ..PlanOptions::new(config, context, max_pixels)
+        }
+    }
+}
+
+/// Answers requests with one model on one device.
+///
+/// ```
+/// use qwenvl::prompt::{Message, Part};
+/// use qwenvl::{Engine, EngineOptions, Request};
+///
+/// # fn main() -> qwenvl::Result<()> {
+/// // The small model that is part of the library; `Checkpoint::open(dir)` for a real one.
+/// let mut engine = Engine::load(qwenvl::Checkpoint::tiny()?, &EngineOptions::default())?;
+/// let question = Message::user(vec![
+///     Part::image("tests/data/samples/00_shape1.png"),
+///     Part::text("Which shape is purple?"),
+/// ]);
+/// let mut answer = String::new();
+/// for token in engine.generate(&Request::new(vec![question]))? {
+///     answer.push_str(&token?.text);
+/// }
+/// assert_eq!(answer, "The square is purple.");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    frontend: Frontend,
+    executor: Box<dyn Executor>,
+    scheduler: Scheduler,
+    load_ms: f64,
+}
+
+impl Engine {
+    /// Loads a checkpoint on the CPU.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::validate`], [`Frontend::new`], [`Plan::new`] and [`CpuExecutor::bind`].
+    pub fn load(checkpoint: Checkpoint, options: &EngineOptions) -> Result<Engine> {
+        let frontend = Frontend::new(&checkpoint)?;
+        Engine::with_frontend(checkpoint, frontend, options, &mut |_, _| {})
+    }
+
+    /// As [`Engine::load`], with a frontend that has already prepared requests, and a callback that
+    /// is told the bytes of weights bound so far and in all.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn with_frontend(
+        checkpoint: Checkpoint,
+        frontend: Frontend,
+        options: &EngineOptions,
+        progress: Progress,
+    ) -> Result<Engine> {
+        let start = Instant::now();
+        checkpoint.validate()?;
+        let mut config = checkpoint.config.clone();
+        // The files decide, not what config.json says about them.
+        config.dtype = checkpoint.dense_dtype("model.embed_tokens.weight");
+        let threads = options.threads.unwrap_or_else(host::threads);
+        if threads == 0 || threads > 1024 {
+            return Err(Error::Request {
+                field: "threads".into(),
+                found: threads.to_string(),
+                expected: "1..=1024".into(),
+            });
+        }
+        let device = Device::cpu(threads, host::available_memory_bytes(), 0.0, 0.0);
+        let plan = Plan::new(&config, &device, &options.plan_options(&frontend))?;
+        let executor = Box::new(CpuExecutor::bind(plan, Arc::new(checkpoint), progress)?);
+        let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
+        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()) })
+    }
+
+    /// The plan it runs.
+    pub fn plan(&self) -> &Plan {
+        self.executor.plan()
+    }
+
+    /// What makes prompts.
+    pub fn frontend(&self) -> &Frontend {
+        &self.frontend
+    }
+
+    /// Milliseconds that binding the weights took.
+    pub fn load_ms(&self) -> f64 {
+        self.load_ms
+    }
+
+    /// Bytes, FLOPs and seconds of everything that has run.
+    pub fn work(&self) -> Work {
+        self.scheduler.work
+    }
+
+    /// Memory bandwidth and arithmetic of the device, measured now.
+    pub fn measure(&mut self) -> Peaks {
+        self.executor.measure()
+    }
+
+    /// Starts an answer: an iterator of tokens. Dropping it before the end stops the answer.
+    ///
+    /// # Errors
+    /// Those of [`Frontend::prepare`], and [`Error::Context`] if the request does not fit.
+    pub fn generate(&mut self, request: &Request) -> Result<Generation<'_>> {
+        let prepared = self.frontend.prepare(request)?;
+        self.generate_prepared(prepared)
+    }
+
+    /// As [`Engine::generate`], for a request that was prepared before.
+    ///
+    /// # Errors
+    /// [`Error::Context`] if the request does not fit.
+    pub fn generate_prepared(&mut self, prepared: Prepared) -> Result<Generation<'_>> {
+        let id = self.submit(prepared)?;
+        Ok(Generation { engine: self, id, events: Vec::new(), done: false, answer: None })
+    }
+
+    /// The whole answer at once.
+    ///
+    /// # Errors
+    /// Those of [`Engine::generate`] and of the device.
+    pub fn answer(&mut self, request: &Request) -> Result<Answer> {
+        self.generate(request)?.finish()
+    }
+
+    /// Adds a request to those that [`Engine::step`] works on.
+    ///
+    /// # Errors
+    /// [`Error::Context`] or [`Error::Request`] if the plan's bounds can never hold it.
+    pub fn submit(&mut self, prepared: Prepared) -> Result<RequestId> {
+        self.scheduler.submit(self.executor.as_ref(), prepared)
+    }
+
+    /// One step of all requests; appends what happened to `events`.
+    ///
+    /// # Errors
+    /// Those of the device. Errors of single requests are events.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
+        self.scheduler.step(self.executor.as_mut(), events)
+    }
+
+    /// Whether every request is answered.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+}
+
+/// The tokens of one answer as they come.
+pub struct Generation<'e> {
+    engine: &'e mut Engine,
+    id: RequestId,
+    events: Vec<Event>,
+    done: bool,
+    answer: Option<Answer>,
+}
+
+impl Generation<'_> {
+    /// Runs to the end and returns the whole answer.
+    ///
+    /// # Errors
+    /// Those of the device, or that of the request.
+    pub fn finish(mut self) -> Result<Answer> {
+        for token in &mut self {
+            token?;
+        }
+        Ok(self.answer.take().expect("an answer that did not fail is complete"))
+    }
+
+    /// The whole answer, once the iterator has ended.
+    pub fn answer(&self) -> Option<&Answer> {
+        self.answer.as_ref()
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Token>;
+
+    /// The next token. Text that was held back for a stop string comes with a last, repeated one.
+    fn next(&mut self) -> Option<Result<Token>> {
+        loop {
+            if self.events.is_empty() {
+                if self.done {
+                    return None;
+                }
+                if let Err(error) = self.engine.step(&mut self.events) {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+                continue;
+            }
+            match self.events.remove(0) {
+                Event::Token(id, token) if id == self.id => return Some(Ok(token)),
+                Event::Done(id, tail, answer) if id == self.id => {
+                    self.done = true;
+                    let last = answer.token_ids.last().copied();
+                    self.answer = Some(*answer);
+                    if let (Some(id), false) = (last, tail.is_empty()) {
+                        return Some(Ok(Token { id, text: tail }));
+                    }
+                }
+                Event::Failed(id, error) if id == self.id => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.engine.scheduler.abort(self.id);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! From a request to tokens and pictures: everything before the executor.
+
+use std::time::{Duration, Instant};
+
+use qwenvl_graph::{Grid, ModelConfig, rope_index};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::prompt::{
+    ChatTemplate, ImageInput, Part, SizeOptions, StopMatcher, TokenDecoder, Tokenizer, VideoInput, VideoPart, expand,
+    find_template,
+};
+use crate::request::{DEFAULT_MAX_TOKENS, Request, Timings, VisualInfo};
+use crate::sampler::{GenerationConfig, SamplingParams};
+use crate::vision::{FetchLimits, ImageOptions, ImageSource, Normalize, Processor, Visual, VisualKind, VisualRequest};
+
+/// Prepares requests for one checkpoint. Needs no weights.
+pub struct Frontend {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    processor: Processor,
+    generation: GenerationConfig,
+    eos_token_ids: Vec<u32>,
+    /// What fetching a picture may take.
+    pub fetch_limits: FetchLimits,
+}
+
+/// A request ready for the executor.
+pub struct Prepared {
+    /// The expanded prompt.
+    pub tokens: Vec<u32>,
+    /// Rotary position of each.
+    pub positions: Vec<[u32; 3]>,
+    /// A token at cache index `c` after the prompt has position `c + delta`.
+    pub delta: i64,
+    /// The pictures in the order of the prompt.
+    pub visuals: Vec<Visual>,
+    /// Placeholder tokens of all pictures.
+    pub visual_tokens: usize,
+    /// Most tokens to generate, if the request says.
+    pub max_tokens: Option<usize>,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) decoder: TokenDecoder,
+    pub(crate) stop: StopMatcher,
+    pub(crate) cancel: crate::request::CancelHandle,
+    pub(crate) timings: Timings,
+}
+
+impl Prepared {
+    /// Patches of the largest temporal slice: what one vision call must hold at least.
+    pub fn largest_slice(&self) -> usize {
+        self.visuals.iter().map(|v| v.grid.patches_per_slice()).max().unwrap_or(0)
+    }
+
+    /// Tokens of prompt and answer together, at most.
+    pub fn context_tokens(&self) -> usize {
+        self.tokens.len() + self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)
+    }
+
+    /// The pictures as the model sees them.
+    pub fn visual_infos(&self, merge: usize) -> Vec<VisualInfo> {
+        self.visuals
+            .iter()
+            .map(|v| VisualInfo {
+                width: v.original.0,
+                height: v.original.1,
+                resized_width: v.frames[0].width(),
+                resized_height: v.frames[0].height(),
+                grid_thw: [v.grid.t, v.grid.h, v.grid.w],
+                tokens: v.grid.tokens(merge),
+            })
+            .collect()
+    }
+}
+
+impl Frontend {
+    /// Reads tokenizer, chat template, preprocessing and generation defaults of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::Tokenizer`] or [`Error::Template`] naming the file.
+    pub fn new(checkpoint: &Checkpoint) -> Result<Frontend> {
+        let config = checkpoint.config.clone();
+        let file = |name: &str| checkpoint.text_file(name);
+        let template = find_template(
+            file("chat_template.jinja")?.as_deref(),
+            file("chat_template.json")?.as_deref(),
+            file("tokenizer_config.json")?.as_deref(),
+        )?;
+        let processor = Processor::from_json(file("preprocessor_config.json")?.as_deref(), &config.vision)?;
+        let generation = GenerationConfig::from_json(file("generation_config.json")?.as_deref())?;
+        let eos_token_ids = match generation.eos_token_ids.as_slice() {
+            [] => eos_of_config(file("config.json")?.as_deref()),
+            ids => ids.to_vec(),
+        };
+        let tokenizer = Tokenizer::from_bytes(&checkpoint.tokenizer_bytes()?)?;
+        Ok(Frontend {
+            config,
+            tokenizer,
+            template,
+            processor,
+            generation,
+            eos_token_ids,
+            fetch_limits: FetchLimits::default(),
+        })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How pictures are sized, unless a request says otherwise.
+    pub fn processor_mut(&mut self) -> &mut Processor {
+        &mut self.processor
+    }
+
+    /// Largest area of a resized picture, in pixels, unless a request says otherwise.
+    pub fn max_pixels(&self) -> u64 {
+        self.processor.limits.max_pixels as u64
+    }
+
+    /// Colour normalisation.
+    pub fn normalize(&self) -> Normalize {
+        self.processor.normalize
+    }
+
+    /// Keys of `generation_config.json` that this engine does not know how to honour.
+    pub fn ignored_generation_keys(&self) -> &[String] {
+        &self.generation.ignored
+    }
+
+    pub(crate) fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
+    /// Loads the pictures of a request and makes its prompt.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for parameters out of range, [`Error::Image`] for pictures that cannot be
+    /// had, [`Error::Template`] or [`Error::Tokenizer`] for a prompt that cannot be made.
+    pub fn prepare(&self, request: &Request) -> Result<Prepared> {
+        if request.messages.is_empty() {
+            return Err(Error::Request {
+                field: "messages".into(),
+                found: "none".into(),
+                expected: "at least one message".into(),
+            });
+        }
+        let sampling = request.sampling(&self.generation.sampling);
+        sampling.check()?;
+        if request.max_tokens == Some(0) {
+            return Err(Error::Request {
+                field: "max_tokens".into(),
+                found: "0".into(),
+                expected: "at least 1".into(),
+            });
+        }
+        let visuals = self.processor.load(&self.visual_requests(request)?, &self.fetch_limits)?;
+        let start = Instant::now();
+        let text = self.template.render(&request.messages, true, request.add_vision_id)?;
+        let ids = self.tokenizer.encode(&text)?;
+        let grids = |kind| visuals.iter().filter(|v| v.kind == kind).map(|v| v.grid).collect::<Vec<Grid>>();
+        let (images, videos) = (grids(VisualKind::Image), grids(VisualKind::Video));
+        let tokens = expand(&ids, &self.config, &images, &videos)?;
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.text.vocab_size) {
+            return Err(Error::Tokenizer {
+                problem: format!(
+                    "token {id} is beyond the model's vocab_size {}: tokenizer.json belongs to another model",
+                    self.config.text.vocab_size
+                ),
+            });
+        }
+        let index = rope_index(&tokens, &self.config, &images, &videos)?;
+        let mut timings = Timings { prompt_ms: ms(start.elapsed()), ..Timings::default() };
+        for visual in &visuals {
+            timings.image_fetch_ms += ms(visual.timings.fetch);
+            timings.image_decode_ms += ms(visual.timings.decode);
+            timings.image_resize_ms += ms(visual.timings.resize);
+        }
+        let merge = self.config.vision.spatial_merge_size;
+        Ok(Prepared {
+            visual_tokens: visuals.iter().map(|v| v.grid.tokens(merge)).sum(),
+            tokens,
+            positions: index.positions,
+            delta: index.delta,
+            visuals,
+            max_tokens: request.max_tokens,
+            sampling,
+            decoder: self.tokenizer.decoder(!request.keep_special_tokens),
+            stop: StopMatcher::new(request.stop.clone())?,
+            cancel: request.cancel.clone(),
+            timings,
+        })
+    }
+
+    fn visual_requests(&self, request: &Request) -> Result<Vec<VisualRequest>> {
+        let source = |image: &ImageInput| match image {
+            ImageInput::Location(location) => ImageSource::parse(location, &request.base_dir),
+            ImageInput::Pixels { width, height, rgb } => ImageSource::pixels(*width, *height, rgb),
+        };
+        let mut out = Vec::new();
+        for part in request.messages.iter().flat_map(|m| m.parts()) {
+            match part {
+                Part::Text { .. } => {}
+                Part::Image(image) => out.push(VisualRequest {
+                    kind: VisualKind::Image,
+                    sources: vec![source(&image.image)?],
+                    options: options(&image.size),
+                }),
+                Part::Video(video) => {
+                    let sources = frames(video)?.iter().map(source).collect::<Result<_>>()?;
+                    out.push(VisualRequest { kind: VisualKind::Video, sources, options: options(&video.size) });
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn options(size: &SizeOptions) -> ImageOptions {
+    ImageOptions {
+        min_pixels: size.min_pixels,
+        max_pixels: size.max_pixels,
+        resized_height: size.resized.map(|(h, _)| h),
+        resized_width: size.resized.map(|(_, w)| w),
+    }
+}
+
+/// The frames of a video given as a list. `fps` says how they were taken and changes nothing.
+fn frames(video: &VideoPart) -> Result<&[ImageInput]> {
+    let frames = match &video.video {
+        VideoInput::Frames(frames) => frames,
+        VideoInput::File(path) => {
+            return Err(Error::Unsupported {
+                what: format!("the video file {path}"),
+                help: "give the video as a list of frames: \"video\": [\"frame1.jpg\", \"frame2.jpg\", ...]".into(),
+            });
+        }
+    };
+    let only_for_files = [
+        ("nframes", video.nframes.is_some()),
+        ("min_frames", video.min_frames.is_some()),
+        ("max_frames", video.max_frames.is_some()),
+        ("video_start", video.video_start.is_some()),
+        ("video_end", video.video_end.is_some()),
+        ("total_pixels", video.total_pixels.is_some()),
+    ];
+    match only_for_files.iter().find(|(_, given)| *given) {
+        None => Ok(frames),
+        Some((key, _)) => Err(Error::Request {
+            field: (*key).into(),
+            found: "a list of frames with this option".into(),
+            expected: "the option only with a video file: all frames of a list are used".into(),
+        }),
+    }
+}
+
+/// `eos_token_id` of `config.json`, a number or an array, for checkpoints without generation config.
+fn eos_of_config(text: Option<&str>) -> Vec<u32> {
+    let value = text.and_then(|t| serde_json::from_str::<serde_json::Value>(t).ok());
+    let eos = value.as_ref().and_then(|v| v.get("eos_token_id").or_else(|| v.get("text_config")?.get("eos_token_id")));
+    let number = |v: &serde_json::Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    match eos {
+        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(number).collect(),
+        Some(id) => number(id).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,106 @@
+//! The tiny trained model answers as the reference does.
+
+mod common;
+
+use common::{ints, json, path};
+use qwenvl::prompt::messages_from_json;
+use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event, Request};
+use serde_json::Value;
+
+struct Sample {
+    id: String,
+    request: Request,
+    value: Value,
+}
+
+/// All samples; a video given as a file is given by its decoded frames, which are what the reference
+/// answered for.
+fn samples() -> Vec<Sample> {
+    let Value::Array(all) = json("tests/data/samples/samples.json") else { panic!("no array") };
+    assert!(all.len() >= 14);
+    all.into_iter()
+        .map(|value| {
+            let mut messages = value["messages"].clone();
+            for message in messages.as_array_mut().unwrap() {
+                for part in message["content"].as_array_mut().map(Vec::as_mut_slice).unwrap_or_default() {
+                    if let Some(frames) = part.as_object_mut().and_then(|p| p.remove("frames")) {
+                        part["video"] = frames;
+                    }
+                }
+            }
+            let mut request = Request::new(messages_from_json(&messages, "messages").unwrap());
+            request.base_dir = path("tests/data/samples");
+            Sample { id: value["id"].as_str().unwrap().into(), request, value }
+        })
+        .collect()
+}
+
+fn bf16() -> Checkpoint {
+    Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap()
+}
+
+fn options() -> EngineOptions {
+    EngineOptions { context_tokens: Some(256), threads: Some(2), ..EngineOptions::default() }
+}
+
+fn check(sample: &Sample, answer: &Answer, suffix: &str) {
+    let text = sample.value[format!("answer{suffix}")].as_str().unwrap();
+    assert_eq!(answer.text, text, "{}", sample.id);
+    // The samples hold the first eight ids.
+    let ids: Vec<u32> = ints(&sample.value[format!("generated_ids{suffix}")]);
+    assert_eq!(answer.token_ids[..ids.len()], ids, "{}", sample.id);
+    let n: usize = sample.value["n_generated"].as_u64().unwrap() as usize;
+    if suffix.is_empty() {
+        assert_eq!(answer.token_ids.len(), n, "{}", sample.id);
+    }
+    let prompt: Vec<u32> = ints(&sample.value["input_ids"]);
+    assert_eq!(answer.usage.prompt_tokens, prompt.len(), "{}", sample.id);
+}
+
+#[test]
+fn every_sample_is_answered_as_by_the_reference_one_at_a_time() {
+    for (checkpoint, suffix) in [(bf16(), ""), (Checkpoint::tiny().unwrap(), "_awq")] {
+        let mut engine = Engine::load(checkpoint, &options()).unwrap();
+        for sample in samples() {
+            let answer = engine.answer(&sample.request).unwrap();
+            check(&sample, &answer, suffix);
+        }
+    }
+}
+
+/// Runs all samples at once and returns the answers in order.
+fn together(engine: &mut Engine, samples: &[Sample]) -> Vec<Answer> {
+    let mut ids = Vec::new();
+    for sample in samples {
+        let prepared = engine.frontend().prepare(&sample.request).unwrap();
+        ids.push(engine.submit(prepared).unwrap());
+    }
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        engine.step(&mut events).unwrap();
+    }
+    let mut answers = Vec::new();
+    for id in ids {
+        let done = events.iter().find_map(|e| match e {
+            Event::Done(found, _, answer) if *found == id => Some((**answer).clone()),
+            Event::Failed(found, error) if *found == id => panic!("{error}"),
+            _ => None,
+        });
+        answers.push(done.expect("answered"));
+    }
+    answers
+}
+
+#[test]
+fn every_sample_is_answered_as_by_the_reference_in_one_batch() {
+    let samples = samples();
+    for (open, suffix) in [(bf16 as fn() -> Checkpoint, ""), (|| Checkpoint::tiny().unwrap(), "_awq")] {
+        for chunk in [512, 7] {
+            let options = EngineOptions { max_seqs: 14, prefill_chunk_tokens: chunk, ..options() };
+            let mut engine = Engine::load(open(), &options).unwrap();
+            for (sample, answer) in samples.iter().zip(together(&mut engine, &samples)) {
+                check(sample, &answer, suffix);
+            }
+        }
+    }
+}
