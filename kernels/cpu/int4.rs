@@ -352,32 +352,34 @@ unsafe fn strip_body<S: Simd>(call: &Call, strip: usize, c: *mut f32, ldc: usize
         unsafe {
             let codes = w.codes.as_ptr().add(at * (w.group / 8) * STRIP).cast::<u8>();
             let weights = Group::<S> {
-                scales: [0, 8].map(|h| S::load_f16(w.scales.as_ptr().add(at * STRIP + h).cast())),
+                scales: [
+                    S::load_f16(w.scales.as_ptr().add(at * STRIP).cast()),
+                    S::load_f16(w.scales.as_ptr().add(at * STRIP + 8).cast()),
+                ],
                 zeros: [S::spread_nibbles(w.zeros[at] as u32), S::spread_nibbles((w.zeros[at] >> 32) as u32)],
             };
-            let row = |i: usize| g * x.m + m0 + i;
-            let input = |i: usize| x.codes.as_ptr().add(row(i) * w.group);
-            let finish = |sums: [S::I; 2], i: usize| {
-                weights.fold(sums, x.sums[row(i)], x.scales[row(i)], c.add(i * ldc));
-            };
+            let first = g * x.m + m0;
+            let input = x.codes.as_ptr().add(first * w.group);
             if m <= DIRECT_ROWS {
                 for i in 0..m {
-                    finish(direct::<S>(codes, w.group, input(i)), i);
+                    let sums = direct::<S>(codes, w.group, input.add(i * w.group));
+                    weights.fold(sums, x.sums[first + i], x.scales[first + i], c.add(i * ldc));
                 }
                 continue;
             }
             unpack::<S>(codes, w.group, scratch.cast());
             let mut i = 0;
             while i + PASS_ROWS <= m {
-                let sums = pass::<S, PASS_ROWS>(scratch, w.group, input(i), w.group);
-                for (r, sums) in sums.into_iter().enumerate() {
-                    finish(sums, i + r);
+                let sums = pass::<S, PASS_ROWS>(scratch, w.group, input.add(i * w.group), w.group);
+                for r in 0..PASS_ROWS {
+                    let at = first + i + r;
+                    weights.fold(sums[r], x.sums[at], x.scales[at], c.add((i + r) * ldc));
                 }
                 i += PASS_ROWS;
             }
             while i < m {
-                let [sums] = pass::<S, 1>(scratch, w.group, input(i), w.group);
-                finish(sums, i);
+                let [sums] = pass::<S, 1>(scratch, w.group, input.add(i * w.group), w.group);
+                weights.fold(sums, x.sums[first + i], x.scales[first + i], c.add(i * ldc));
                 i += 1;
             }
         }

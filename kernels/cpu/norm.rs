@@ -41,24 +41,29 @@ fn each_row(pool: &mut Pool, x: &[f32], cols: usize, out: &mut [f32], f: impl Fn
 dispatch!(fn rms_row => rms_body(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]));
 dispatch!(fn layer_row => layer_body(x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]));
 
-/// Σ f(x) over the row.
+/// Σ x, or Σ x² with `SQUARE`.
 #[inline(always)]
-unsafe fn sum_of<S: Simd>(x: &[f32], f: impl Fn(S::F) -> S::F, f_one: impl Fn(f32) -> f32) -> f32 {
+unsafe fn sum_of<S: Simd, const SQUARE: bool>(x: &[f32]) -> f32 {
     let whole = x.len() / 8 * 8;
     // SAFETY: eights within `x`.
-    unsafe {
+    let mut sum = unsafe {
         let mut acc = S::splat(0.0);
         for i in (0..whole).step_by(8) {
-            acc = S::add(acc, f(S::load(x.as_ptr().add(i))));
+            let v = S::load(x.as_ptr().add(i));
+            acc = S::add(acc, if SQUARE { S::mul(v, v) } else { v });
         }
-        x[whole..].iter().fold(S::sum(acc), |sum, &v| sum + f_one(v))
+        S::sum(acc)
+    };
+    for v in &x[whole..] {
+        sum += if SQUARE { v * v } else { *v };
     }
+    sum
 }
 
 #[inline(always)]
 unsafe fn rms_body<S: Simd>(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
     // SAFETY: `sum_of` stays within `x`.
-    let square = unsafe { sum_of::<S>(x, |v| S::mul(v, v), |v| v * v) };
+    let square = unsafe { sum_of::<S, true>(x) };
     let scale = 1.0 / (square / x.len() as f32 + eps as f32).sqrt();
     for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
         *o = x * scale * w;
@@ -68,12 +73,12 @@ unsafe fn rms_body<S: Simd>(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]
 #[inline(always)]
 unsafe fn layer_body<S: Simd>(x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) {
     // SAFETY: `sum_of` stays within its slice.
-    let mean = unsafe { sum_of::<S>(x, |v| v, |v| v) } / x.len() as f32;
+    let mean = unsafe { sum_of::<S, false>(x) } / x.len() as f32;
     for (o, x) in out.iter_mut().zip(x) {
         *o = x - mean;
     }
     // SAFETY: `sum_of` stays within its slice.
-    let variance = unsafe { sum_of::<S>(out, |v| S::mul(v, v), |v| v * v) } / x.len() as f32;
+    let variance = unsafe { sum_of::<S, true>(out) } / x.len() as f32;
     let scale = 1.0 / (variance + eps as f32).sqrt();
     for ((o, w), b) in out.iter_mut().zip(weight).zip(bias) {
         *o = *o * scale * w + b;

@@ -39,45 +39,33 @@ unsafe fn gated<S: Simd>(x: S::F, scale: f32) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-scale))))) }
 }
 
+/// [`gated`] in place.
 #[inline(always)]
-unsafe fn map<S: Simd>(x: &mut [f32], f: impl Fn(S::F) -> S::F) {
+unsafe fn gate_all<S: Simd>(x: &mut [f32], scale: f32) {
     let whole = x.len() / 8 * 8;
     // SAFETY: eights within `x`, and one padded copy of its tail.
     unsafe {
         for i in (0..whole).step_by(8) {
             let p = x.as_mut_ptr().add(i);
-            S::store(p, f(S::load(p)));
+            S::store(p, gated::<S>(S::load(p), scale));
         }
         let tail = &mut x[whole..];
         if !tail.is_empty() {
             let mut padded = [0f32; 8];
             padded[..tail.len()].copy_from_slice(tail);
-            S::store(padded.as_mut_ptr(), f(S::load(padded.as_ptr())));
+            S::store(padded.as_mut_ptr(), gated::<S>(S::load(padded.as_ptr()), scale));
             tail.copy_from_slice(&padded[..tail.len()]);
         }
     }
 }
 
-#[inline(always)]
-unsafe fn quick_gelu_body<S: Simd>(x: &mut [f32]) {
-    // SAFETY: `map` stays within `x`.
-    unsafe { map::<S>(x, |v| gated::<S>(v, 1.702)) }
-}
-
-#[inline(always)]
-unsafe fn silu_body<S: Simd>(x: &mut [f32]) {
-    // SAFETY: `map` stays within `x`.
-    unsafe { map::<S>(x, |v| gated::<S>(v, 1.0)) }
-}
-
-dispatch!(fn quick_gelu => quick_gelu_body(x: &mut [f32]));
-dispatch!(fn silu => silu_body(x: &mut [f32]));
+dispatch!(fn gate => gate_all(x: &mut [f32], scale: f32));
 
 /// Applies `activation` in place.
 pub fn activate_slice(isa: Isa, activation: Activation, x: &mut [f32]) {
     match activation {
         // SAFETY: the kernel stays within `x`.
-        Activation::QuickGelu => unsafe { quick_gelu(isa, x) },
+        Activation::QuickGelu => unsafe { gate(isa, x, 1.702) },
         Activation::Gelu => {
             for v in x {
                 *v *= 0.5 * (1.0 + libm::erff(*v * std::f32::consts::FRAC_1_SQRT_2));
@@ -93,7 +81,7 @@ pub fn activate_slice(isa: Isa, activation: Activation, x: &mut [f32]) {
 pub fn swiglu_slice(isa: Isa, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
     // SAFETY: the kernel stays within `gate`.
-    unsafe { silu(isa, gate) };
+    unsafe { self::gate(isa, gate, 1.0) };
     for (g, u) in gate.iter_mut().zip(up) {
         *g *= u;
     }

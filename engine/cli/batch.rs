@@ -1,0 +1,169 @@
+//! `qwenvl batch`: many requests from a file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Event, Prepared, Request, RequestId};
+use serde_json::{Value, json};
+
+use super::model::{ModelArgs, directory_of};
+use super::output;
+
+/// Arguments of `qwenvl batch`.
+#[derive(clap::Args)]
+#[command(after_help = FORMAT)]
+pub struct Args {
+    /// A file with one JSON object per line; - for standard input.
+    requests: PathBuf,
+    /// Write the answers to this file instead of standard output.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Requests to work on at the same time.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    parallel: u16,
+    /// Room for this many tokens in each request, prompt and answer together.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONTEXT_TOKENS)]
+    context: usize,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+const FORMAT: &str = "\
+A line:
+  {\"custom_id\": \"a\", \"messages\": [{\"role\": \"user\", \"content\": [
+     {\"type\": \"image\", \"image\": \"cat.jpg\"}, {\"type\": \"text\", \"text\": \"What is this?\"}]}],
+   \"max_tokens\": 64, \"temperature\": 0}
+Also: top_k, top_p, repetition_penalty, seed, stop, add_vision_id, keep_special_tokens.
+Relative paths start at the directory of the file. Answers come in the order of the lines:
+  {\"custom_id\", \"text\", \"token_ids\", \"finish_reason\", \"usage\", \"timings\", \"visuals\"}
+A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.";
+
+/// Longest accepted line, in bytes: pictures may be inline.
+const MAX_LINE_BYTES: u64 = 256 << 20;
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (checkpoint, frontend) = args.model.open()?;
+    let lines = Lines::open(&args.requests)?;
+    let out: Box<dyn Write> = match &args.output {
+        Some(path) => Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let parallel = usize::from(args.parallel);
+    let options =
+        EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
+    let mut engine = args.model.load(checkpoint, frontend, options)?;
+    let mut results = InOrder { out, next: 0, ready: BTreeMap::new(), failed: 0 };
+    answer_all(&mut engine, lines, parallel, &mut results)?;
+    Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Keeps the engine supplied with `parallel` requests until there are no more.
+fn answer_all(engine: &mut Engine, mut lines: Lines, parallel: usize, results: &mut InOrder) -> anyhow::Result<()> {
+    let mut running: HashMap<RequestId, (usize, Value)> = HashMap::new();
+    let mut events = Vec::new();
+    loop {
+        while running.len() < parallel {
+            let Some((line, text)) = lines.next()? else { break };
+            let (custom_id, prepared) = prepare(engine, &text, &lines.base_dir);
+            match prepared.and_then(|p| Ok(engine.submit(p)?)) {
+                Ok(id) => {
+                    running.insert(id, (line, custom_id));
+                }
+                Err(error) => results.fail(line, &custom_id, &format!("{error:#}"))?,
+            }
+        }
+        if running.is_empty() {
+            return Ok(());
+        }
+        engine.step(&mut events)?;
+        for event in events.drain(..) {
+            match event {
+                Event::Token(..) => {}
+                Event::Done(id, _, answer) => {
+                    let Some((line, custom_id)) = running.remove(&id) else { continue };
+                    let mut object = output::answer(None, &answer);
+                    object["custom_id"] = custom_id;
+                    results.put(line, object)?;
+                }
+                Event::Failed(id, error) => {
+                    let Some((line, custom_id)) = running.remove(&id) else { continue };
+                    results.fail(line, &custom_id, &error.to_string())?;
+                }
+            }
+        }
+    }
+}
+
+fn prepare(engine: &Engine, text: &str, base_dir: &Path) -> (Value, anyhow::Result<Prepared>) {
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(error) => return (Value::Null, Err(anyhow::anyhow!("the line is not JSON: {error}"))),
+    };
+    let custom_id = value.get("custom_id").cloned().unwrap_or(Value::Null);
+    let request = Request::from_json(&value, base_dir.to_path_buf());
+    (custom_id, request.and_then(|r| engine.frontend().prepare(&r)).map_err(Into::into))
+}
+
+/// Lines of the request file, blank ones skipped.
+struct Lines {
+    reader: Box<dyn BufRead>,
+    base_dir: PathBuf,
+    next: usize,
+}
+
+impl Lines {
+    fn open(path: &Path) -> anyhow::Result<Lines> {
+        if path.as_os_str() == "-" {
+            let reader = Box::new(BufReader::new(std::io::stdin()));
+            return Ok(Lines { reader, base_dir: PathBuf::new(), next: 0 });
+        }
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Lines { reader: Box::new(BufReader::new(file)), base_dir: directory_of(path), next: 0 })
+    }
+
+    /// The next line with its number among those that are not blank.
+    fn next(&mut self) -> anyhow::Result<Option<(usize, String)>> {
+        loop {
+            let mut line = String::new();
+            let n = std::io::Read::take(&mut self.reader, MAX_LINE_BYTES).read_line(&mut line)?;
+            anyhow::ensure!((n as u64) < MAX_LINE_BYTES, "a line is longer than {MAX_LINE_BYTES} bytes");
+            if n == 0 {
+                return Ok(None);
+            }
+            if !line.trim().is_empty() {
+                self.next += 1;
+                return Ok(Some((self.next - 1, line)));
+            }
+        }
+    }
+}
+
+/// Writes results in the order of the lines, each as soon as those before it are written.
+struct InOrder {
+    out: Box<dyn Write>,
+    next: usize,
+    ready: BTreeMap<usize, Value>,
+    failed: usize,
+}
+
+impl InOrder {
+    fn put(&mut self, line: usize, object: Value) -> anyhow::Result<()> {
+        self.ready.insert(line, object);
+        while let Some(object) = self.ready.remove(&self.next) {
+            writeln!(self.out, "{object}").context("cannot write an answer")?;
+            self.next += 1;
+        }
+        self.out.flush().context("cannot write an answer")
+    }
+
+    fn fail(&mut self, line: usize, custom_id: &Value, error: &str) -> anyhow::Result<()> {
+        self.failed += 1;
+        eprintln!("error: request {}: {error}", line + 1);
+        self.put(line, json!({ "custom_id": custom_id, "error": error }))
+    }
+}

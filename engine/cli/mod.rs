@@ -1,0 +1,54 @@
+//! One file per command.
+
+mod batch;
+mod chat;
+mod model;
+mod output;
+mod plan;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs Qwen2-VL: pictures and text in, text out.
+///
+/// Without --model, a small trained Qwen2-VL that is part of this program answers. It knows coloured
+/// shapes and short texts. For a real one, download a checkpoint directory from the hub
+/// (Qwen/Qwen2-VL-2B-Instruct-AWQ and its siblings) and pass it with --model.
+#[derive(Parser)]
+#[command(name = "qwenvl", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  qwenvl run --image photo.jpg \"Describe this image.\"
+  qwenvl run --model Qwen2-VL-2B-Instruct-AWQ --image a.png --image b.png \"What changed?\"
+  qwenvl chat --model Qwen2-VL-7B-Instruct
+  qwenvl batch requests.jsonl --output answers.jsonl
+  qwenvl plan --model Qwen2-VL-72B-Instruct-AWQ --device a100-80g --context 32768";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one question, streamed.
+    Run(run::Args),
+    /// Hold a conversation.
+    Chat(chat::Args),
+    /// Answer many requests from a file, several at a time.
+    Batch(batch::Args),
+    /// Show what would run, what memory it needs, and how fast it could be at best.
+    Plan(plan::Args),
+}
+
+/// Runs the command; the exit code is 0 if all went well.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Batch(args) => batch::run(args),
+        Command::Plan(args) => plan::run(args),
+    }
+}

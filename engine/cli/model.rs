@@ -1,0 +1,128 @@
+//! What all commands that load a model share.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request};
+
+/// Which model, on which device.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Checkpoint directory as downloaded from the hub: config.json, tokenizer.json, *.safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Where to run: auto or cpu.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Threads on the CPU [default: all processors].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Smallest picture in pixels; smaller ones are enlarged [default: the checkpoint's].
+    #[arg(long, value_name = "PIXELS")]
+    pub min_pixels: Option<u64>,
+    /// Largest picture in pixels; larger ones are reduced [default: the checkpoint's].
+    #[arg(long, value_name = "PIXELS")]
+    pub max_pixels: Option<u64>,
+}
+
+/// How to pick tokens; what is absent is left to the checkpoint's generation_config.json.
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// Most tokens to generate [default: 512].
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// 0 takes the most probable token; above 0 draws.
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Draw among this many of the most probable tokens; 0 for all.
+    #[arg(long)]
+    pub top_k: Option<u32>,
+    /// Draw among the most probable tokens that together reach this probability.
+    #[arg(long)]
+    pub top_p: Option<f32>,
+    /// Above 1, tokens that occurred become less likely.
+    #[arg(long)]
+    pub repetition_penalty: Option<f32>,
+    /// The same seed gives the same answer.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// End the answer at this text. May be repeated.
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Keep special tokens in the text, as the box markers of grounding answers.
+    #[arg(long)]
+    pub keep_special_tokens: bool,
+}
+
+impl SamplingArgs {
+    /// Puts the parameters into a request.
+    pub fn apply(&self, request: &mut Request) {
+        request.max_tokens = self.max_tokens;
+        request.temperature = self.temperature;
+        request.top_k = self.top_k;
+        request.top_p = self.top_p;
+        request.repetition_penalty = self.repetition_penalty;
+        request.seed = self.seed;
+        request.stop.clone_from(&self.stop);
+        request.keep_special_tokens = self.keep_special_tokens;
+    }
+}
+
+impl ModelArgs {
+    /// Opens the checkpoint and what makes prompts from it. Reads no weights.
+    pub fn open(&self) -> anyhow::Result<(Checkpoint, Frontend)> {
+        match self.device.as_str() {
+            "auto" | "cpu" => {}
+            device if device == "cuda" || device.starts_with("cuda:") => {
+                bail!("device {device}: this build has no CUDA executor; use --device cpu")
+            }
+            device => bail!("device {device} is unknown: use auto or cpu (named GPUs are for `qwenvl plan`)"),
+        }
+        let checkpoint = match &self.model {
+            Some(dir) => Checkpoint::open(dir)?,
+            None => Checkpoint::tiny()?,
+        };
+        let mut frontend = Frontend::new(&checkpoint)?;
+        let limits = &mut frontend.processor_mut().limits;
+        if let Some(pixels) = self.min_pixels {
+            limits.min_pixels = pixels as f64;
+        }
+        if let Some(pixels) = self.max_pixels {
+            limits.max_pixels = pixels as f64;
+        }
+        for key in frontend.ignored_generation_keys() {
+            eprintln!("note: generation_config.json: {key} is not supported and has no effect");
+        }
+        Ok((checkpoint, frontend))
+    }
+
+    /// Loads the weights, with a progress bar if that takes a while and a person is watching.
+    pub fn load(&self, checkpoint: Checkpoint, frontend: Frontend, options: EngineOptions) -> anyhow::Result<Engine> {
+        let options = EngineOptions { threads: self.threads.map(usize::from), ..options };
+        let mut bar: Option<ProgressBar> = None;
+        let start = Instant::now();
+        let visible = std::io::stderr().is_terminal();
+        let engine = Engine::with_frontend(checkpoint, frontend, &options, &mut |done, total| {
+            if visible && bar.is_none() && start.elapsed() > Duration::from_millis(300) {
+                let style = ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}");
+                let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+                bar = Some(ProgressBar::new(total).with_style(style));
+            }
+            if let Some(bar) = &bar {
+                bar.set_position(done);
+            }
+        })?;
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        Ok(engine)
+    }
+}
+
+/// The directory of a file, where relative paths in it start.
+pub fn directory_of(file: &Path) -> PathBuf {
+    file.parent().map(Path::to_path_buf).unwrap_or_default()
+}

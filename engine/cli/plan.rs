@@ -1,0 +1,143 @@
+//! `qwenvl plan`: what would run, from config.json alone.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use qwenvl::graph::{Device, DeviceKind, ModelConfig, Plan, PlanOptions};
+use qwenvl::kernels::cpu::{Isa, Pool, peak};
+use qwenvl::vision::Processor;
+use qwenvl::{Checkpoint, host};
+use serde_json::json;
+
+/// Arguments of `qwenvl plan`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint directory, or just its config.json: weights are not needed.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// cpu for this machine, or a GPU: a100-80g, a100-40g, h100-80g, rtx4090, ... (any wrong name
+    /// lists them).
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+    /// Most tokens of one sequence, prompt and answer together.
+    #[arg(long, value_name = "N", default_value_t = 32768)]
+    context: usize,
+    /// Largest picture in pixels [default: the checkpoint's, or 12845056].
+    #[arg(long, value_name = "PIXELS")]
+    max_pixels: Option<u64>,
+    /// Sequences at the same time, each with the whole context.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    max_seqs: usize,
+    /// Prompt tokens in one call of the decoder.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prefill_chunk: usize,
+    /// Threads on the CPU [default: all processors].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Also write the plan as a page: memory over time and every step.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// Runs the command. The exit code is 0 also for a plan that does not fit: that is an answer.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (config, checkpoint_pixels) = model(&args)?;
+    let device = device(&args)?;
+    let max_pixels = args.max_pixels.or(checkpoint_pixels).unwrap_or(12_845_056);
+    let options = PlanOptions {
+        max_seqs: args.max_seqs,
+        kv_pool_tokens: args.context.saturating_mul(args.max_seqs),
+        prefill_chunk_tokens: args.prefill_chunk,
+        ..PlanOptions::new(&config, args.context, max_pixels)
+    };
+    let plan = Plan::new(&config, &device, &options)?;
+    if let Some(path) = &args.html {
+        std::fs::write(path, plan.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let largest_context = plan.largest_context()?;
+    let remedies = if plan.fits() { Vec::new() } else { plan.remedies()? };
+    if args.json {
+        let mut object = plan.to_json();
+        object["largest_context_tokens"] = json!(largest_context);
+        object["would_fit"] =
+            remedies.iter().map(|r| json!({"change": r.change, "total_bytes": r.total_bytes})).collect();
+        println!("{object}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    print!("{}", plan.to_table());
+    match largest_context {
+        Some(context) => println!("\nlargest context that fits: {context} tokens"),
+        None => println!("\nno context fits"),
+    }
+    if !plan.fits() {
+        println!("what would fit {}:", device.name);
+        if remedies.is_empty() {
+            println!("  nothing that this engine knows: take a smaller model");
+        }
+        for r in &remedies {
+            println!("  {:<28} {:>8.2} GiB", r.change, r.total_bytes as f64 / (1u64 << 30) as f64);
+        }
+    }
+    if let Some(rows) = plan.card_rows() {
+        println!("\nphysical bound at the model card's inputs, 2048 tokens generated, one sequence");
+        println!("{:>8} {:>16} {:>16} {:>12}", "input", "decode tok/s", "card's tok/s", "prefill s");
+        for r in rows {
+            println!(
+                "{:>8} {:>16.1} {:>16.1} {:>12.2}",
+                r.input_tokens, r.decode_tokens_per_s, r.tokens_per_s, r.prefill_s
+            );
+        }
+        println!(
+            "from {:.0} GB/s read and {:.0} GFLOP/s, {}",
+            device.read_bytes_per_s / 1e9,
+            device.flops_per_s / 1e9,
+            match device.kind {
+                DeviceKind::Cpu { .. } => "measured here now",
+                DeviceKind::Cuda => "the best that kernels are known to reach; this build has no CUDA executor",
+            }
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration, and the checkpoint's own limit on pictures if it has one.
+fn model(args: &Args) -> anyhow::Result<(ModelConfig, Option<u64>)> {
+    let (config, preprocessor) = match &args.model {
+        None => {
+            let tiny = Checkpoint::tiny()?;
+            let preprocessor = tiny.text_file("preprocessor_config.json")?;
+            (tiny.config, preprocessor)
+        }
+        Some(path) => {
+            let beside = if path.is_dir() { path.clone() } else { super::model::directory_of(path) };
+            let preprocessor = std::fs::read_to_string(beside.join("preprocessor_config.json")).ok();
+            (Checkpoint::config_only(path)?, preprocessor)
+        }
+    };
+    let pixels = match preprocessor {
+        Some(text) => Some(Processor::from_json(Some(&text), &config.vision)?.limits.max_pixels as u64),
+        None => None,
+    };
+    Ok((config, pixels))
+}
+
+fn device(args: &Args) -> anyhow::Result<Device> {
+    if matches!(args.device.as_str(), "cpu" | "auto") {
+        let threads = args.threads.map_or_else(host::threads, usize::from);
+        let isa = Isa::detect();
+        let mut pool = Pool::new(threads).context("cannot start threads")?;
+        let budget = Duration::from_millis(60);
+        let read = peak::read_bandwidth(isa, &mut pool, &vec![1u8; 128 << 20], budget);
+        let flops = peak::fma_flops(isa, &mut pool, budget);
+        return Ok(Device::cpu(threads, host::available_memory_bytes(), read, flops));
+    }
+    match Device::gpu(&args.device) {
+        Some(device) => Ok(device),
+        None => bail!("device {} is unknown: use cpu, {}", args.device, Device::gpu_names().join(", ")),
+    }
+}
