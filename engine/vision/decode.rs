@@ -12,8 +12,8 @@
 //!   as RGBA: Pillow has it so.
 //! * The first frame of an animation is the picture.
 //!
-//! PNG, GIF, BMP, TIFF and lossless WebP give the same bytes as Pillow. JPEG and lossy WebP come
-//! from other decoders than Pillow's and may differ by a few levels.
+//! PNG, GIF, BMP, TIFF and lossless WebP give the same bytes as Pillow (CMYK in TIFF to one level).
+//! JPEG and lossy WebP come from other decoders than Pillow's and may differ by a few levels.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
