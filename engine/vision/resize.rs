@@ -148,8 +148,9 @@ fn filter(source: &[u8], row: usize, taps: &Taps, out: &mut [u8]) {
         let mut blocks = out.chunks_exact_mut(LANES);
         for (b, out) in blocks.by_ref().enumerate() {
             let mut sums = [ROUND; LANES];
-            for (weight, from) in weights.iter().zip(rows.chunks_exact(row)) {
-                let from: &[u8; LANES] = from[b * LANES..][..LANES].try_into().expect("LANES values");
+            for (k, weight) in weights.iter().enumerate() {
+                let from: &[u8; LANES] =
+                    rows[k * row + b * LANES..][..LANES].try_into().expect("LANES values");
                 for (sum, value) in sums.iter_mut().zip(from) {
                     *sum += weight * i32::from(*value);
                 }
