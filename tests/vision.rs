@@ -414,7 +414,7 @@ fn a_picture_without_width_is_refused() {
     patch_png_size(&mut bytes, 0, 4);
     assert_says(decode(&bytes, "empty.png"), &["empty.png"]);
     let mut gif = b"GIF89a\0\0\0\0\0\0\0;".to_vec();
-    assert_says(decode(&gif, "empty.gif"), &["empty.gif", "0x0"]);
+    assert_says(decode(&gif, "empty.gif"), &["empty.gif"]);
     gif.clear();
     assert_says(decode(&gif, "no.gif"), &["it has no bytes"]);
 }

@@ -12,8 +12,10 @@
 //!   as RGBA: Pillow has it so.
 //! * The first frame of an animation is the picture.
 //!
-//! PNG, GIF, BMP, TIFF and lossless WebP give the same bytes as Pillow. JPEG and lossy WebP come
-//! from other decoders than Pillow's and may differ by a few levels.
+//! PNG, GIF, BMP, TIFF and lossless WebP give the same bytes as Pillow (CMYK in TIFF to one level).
+//! JPEG and lossy WebP come from other decoders than Pillow's: on a 4:2:0 JPEG of a megapixel, 28 %
+//! of the values differ by 1 or 2 levels, 0.1 % by 3 to 5. Not read, with a clear error: grey with
+//! alpha in TIFF, floating-point TIFF. What the first frame of a GIF leaves open is black.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};

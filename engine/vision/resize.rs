@@ -1,7 +1,7 @@
 //! Pillow's antialiased bicubic resize, bit for bit.
 //!
 //! Source: `src/libImaging/Resample.c` of Pillow 13.0.0 (`precompute_coeffs`,
-//! `normalize_coeffs_8bpc`, `ImagingResampleInner`).
+//! `normalize_coeffs_8bpc`), and for the order of passes the compiled `ImagingResample`.
 
 use super::decode::Rgb8;
 
@@ -11,38 +11,75 @@ const PRECISION_BITS: u32 = 22;
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 /// Radius of the bicubic kernel, in output pixels when reducing and in input pixels when enlarging.
 const RADIUS: f64 = 2.0;
-/// Rows that the horizontal pass handles together.
+/// Rows that are filtered along x together.
 const STRIP_ROWS: usize = 8;
 /// Values whose sums are kept in registers while the taps go by.
 const LANES: usize = 24;
 
 /// `image` resized to `width` x `height`, both positive. A side that does not change is not filtered.
 pub fn resize(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
-    let (width, height) = (width as usize, height as usize);
-    let (in_width, in_height) = (image.width() as usize, image.height() as usize);
-    let rows = Taps::new(in_height, height);
-    // Rows that the vertical pass will read: the others need no horizontal pass.
-    let used = if in_height == height { 0..in_height } else { rows.used() };
-
-    let wide = (in_width != width).then(|| {
-        let columns = Taps::new(in_width, width);
-        let source = &image.data()[used.start * in_width * 3..used.end * in_width * 3];
-        horizontal(source, in_width, &columns)
-    });
-    let data = match (wide, in_height == height) {
-        (None, true) => image.data().to_vec(),
-        (Some(wide), true) => wide,
-        (wide, false) => {
-            let (source, first) = match &wide {
-                Some(wide) => (wide.as_slice(), used.start),
-                None => (image.data(), 0),
-            };
-            let mut out = vec![0; height * width * 3];
-            vertical(source, width * 3, first, &rows, &mut out);
-            out
+    let size = (image.width() as usize, image.height() as usize);
+    let (out_width, out_height) = (width as usize, height as usize);
+    let data = if vertical_first(size, (out_width, out_height)) {
+        let narrow = resize_height(image.data(), size.0, size.1, out_height);
+        resize_width(&narrow, size.0, out_width).unwrap_or(narrow)
+    } else {
+        match resize_width(image.data(), size.0, out_width) {
+            Some(wide) => resize_height(&wide, out_width, size.1, out_height),
+            None => resize_height(image.data(), out_width, size.1, out_height),
         }
     };
-    Rgb8::trusted(width as u32, height as u32, data)
+    Rgb8::trusted(width, height, data)
+}
+
+/// The order of passes, `(width, height)` in and out. Pillow up to 12 always filters rows first;
+/// Pillow 13 begins with the columns if the height loses more than twice what the width loses.
+/// Every pass rounds to bytes, so that the order shows in the last bits.
+fn vertical_first(input: (usize, usize), output: (usize, usize)) -> bool {
+    let lost = |i: usize, o: usize| i as i64 - o as i64;
+    let (width, height) = (lost(input.0, output.0), lost(input.1, output.1));
+    height > 0 && height > 2 * width
+}
+
+/// `data` (`[rows, width, 3]`) with other rows; a copy if the height does not change.
+fn resize_height(data: &[u8], width: usize, height: usize, out_height: usize) -> Vec<u8> {
+    if height == out_height {
+        return data.to_vec();
+    }
+    let mut out = vec![0; out_height * width * 3];
+    filter(data, width * 3, &Taps::new(height, out_height), &mut out);
+    out
+}
+
+/// `data` (`[rows, width, 3]`) with other columns; `None` if the width does not change.
+///
+/// A strip of rows is transposed so that pixel `x` of all its rows lies together; filtering along x
+/// is then the same as filtering along y, with an inner loop over contiguous values.
+fn resize_width(data: &[u8], width: usize, out_width: usize) -> Option<Vec<u8>> {
+    const ROW: usize = 3 * STRIP_ROWS;
+    if width == out_width {
+        return None;
+    }
+    let columns = Taps::new(width, out_width);
+    let rows = data.len() / (width * 3);
+    let mut out = vec![0; rows * out_width * 3];
+    let mut strip = vec![0; width * ROW];
+    let mut filtered = vec![0; out_width * ROW];
+    let strips = data.chunks(width * 3 * STRIP_ROWS).zip(out.chunks_mut(out_width * 3 * STRIP_ROWS));
+    for (data, out) in strips {
+        for (r, row) in data.chunks_exact(width * 3).enumerate() {
+            for (to, from) in strip.chunks_exact_mut(ROW).zip(row.chunks_exact(3)) {
+                to[r * 3..r * 3 + 3].copy_from_slice(from);
+            }
+        }
+        filter(&strip, ROW, &columns, &mut filtered);
+        for (r, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
+            for (to, from) in row.chunks_exact_mut(3).zip(filtered.chunks_exact(ROW)) {
+                to.copy_from_slice(&from[r * 3..r * 3 + 3]);
+            }
+        }
+    }
+    Some(out)
 }
 
 /// Which inputs an output is made of, along one side.
@@ -85,12 +122,6 @@ impl Taps {
         let (first, n) = self.spans[i];
         (first, &self.weights[i * self.stride..][..n])
     }
-
-    /// The inputs that any output reads. Spans move forward, so the ends bound them all.
-    fn used(&self) -> std::ops::Range<usize> {
-        let (last, n) = self.spans[self.spans.len() - 1];
-        self.spans[0].0..last + n
-    }
 }
 
 /// The Keys kernel with a = -0.5.
@@ -106,48 +137,20 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Filters every row of `source` (`[rows, width, 3]`) to `columns.spans.len()` pixels.
-///
-/// A strip of rows is transposed so that pixel `x` of all its rows lies together; filtering along
-/// x is then the vertical pass, whose inner loop runs over contiguous values.
-fn horizontal(source: &[u8], width: usize, columns: &Taps) -> Vec<u8> {
-    const ROW: usize = 3 * STRIP_ROWS;
-    let out_width = columns.spans.len();
-    let rows = source.len() / (width * 3);
-    let mut out = vec![0; rows * out_width * 3];
-    let mut strip = vec![0; width * ROW];
-    let mut filtered = vec![0; out_width * ROW];
-    let strips = source.chunks(width * 3 * STRIP_ROWS).zip(out.chunks_mut(out_width * 3 * STRIP_ROWS));
-    for (source, out) in strips {
-        for (r, row) in source.chunks_exact(width * 3).enumerate() {
-            for (to, from) in strip.chunks_exact_mut(ROW).zip(row.chunks_exact(3)) {
-                to[r * 3..r * 3 + 3].copy_from_slice(from);
-            }
-        }
-        vertical(&strip, ROW, 0, columns, &mut filtered);
-        for (r, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
-            for (to, from) in row.chunks_exact_mut(3).zip(filtered.chunks_exact(ROW)) {
-                to.copy_from_slice(&from[r * 3..r * 3 + 3]);
-            }
-        }
-    }
-    out
-}
-
 /// Makes every row of `out` from the rows of `source` that its taps name, `row` values each.
-/// The first row of `source` is input number `first`.
 ///
 /// Sums fit in i32: the weights of one output have absolute values that add up to less than
 /// 1.7 * 2^22, and a value is at most 255.
-fn vertical(source: &[u8], row: usize, first: usize, taps: &Taps, out: &mut [u8]) {
+fn filter(source: &[u8], row: usize, taps: &Taps, out: &mut [u8]) {
     for (i, out) in out.chunks_exact_mut(row).enumerate() {
         let (lo, weights) = taps.output(i);
-        let rows = &source[(lo - first) * row..][..weights.len() * row];
+        let rows = &source[lo * row..][..weights.len() * row];
         let mut blocks = out.chunks_exact_mut(LANES);
         for (b, out) in blocks.by_ref().enumerate() {
             let mut sums = [ROUND; LANES];
-            for (weight, from) in weights.iter().zip(rows.chunks_exact(row)) {
-                let from: &[u8; LANES] = from[b * LANES..][..LANES].try_into().expect("LANES values");
+            for (k, weight) in weights.iter().enumerate() {
+                let from: &[u8; LANES] =
+                    rows[k * row + b * LANES..][..LANES].try_into().expect("LANES values");
                 for (sum, value) in sums.iter_mut().zip(from) {
                     *sum += weight * i32::from(*value);
                 }
@@ -193,10 +196,13 @@ mod tests {
         let (w, h) = (image.width() as usize, image.height() as usize);
         let (ow, oh) = (width as usize, height as usize);
         let mut data = image.data().to_vec();
-        if w != ow {
-            data = pass(&data, (w, h), ow, true);
+        if vertical_first((w, h), (ow, oh)) {
+            data = pass(&data, (w, h), oh, false);
         }
-        if h != oh {
+        if w != ow {
+            data = pass(&data, (w, data.len() / (w * 3)), ow, true);
+        }
+        if h != oh && !vertical_first((w, h), (ow, oh)) {
             data = pass(&data, (ow, h), oh, false);
         }
         Rgb8::trusted(width, height, data)

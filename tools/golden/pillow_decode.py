@@ -103,8 +103,8 @@ for mode in ("1", "L", "RGB"):
 add("BMP palette", save(palette, "BMP"))
 add("BMP RGBA", save(noise("RGBA"), "BMP"))
 
-for mode in ("1", "L", "LA", "RGB", "RGBA", "I;16", "CMYK"):
-    add(f"TIFF {mode}", save(noise(mode), "TIFF"))
+for mode in ("1", "L", "RGB", "RGBA", "I;16", "CMYK"):
+    add(f"TIFF {mode}", save(noise(mode), "TIFF"), int(mode == "CMYK"))
 for how in ("tiff_lzw", "tiff_adobe_deflate", "packbits"):
     add(f"TIFF RGB {how}", save(noise("RGB"), "TIFF", compression=how))
 for orientation in range(2, 9):
