@@ -1,6 +1,7 @@
 //! `qwenvl`: an inference engine for the Qwen2-VL family.
 
 pub mod error;
+pub mod prompt;
 
 pub use error::{Error, Result};
 pub use qwenvl_graph as graph;

@@ -1,0 +1,90 @@
+//! What several test files share.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use qwenvl::graph::{Grid, ModelConfig};
+use qwenvl::prompt::{ChatTemplate, Tokenizer, find_template};
+use serde_json::Value;
+
+/// A file under the repository's root.
+pub fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+/// The text of a file under the repository's root.
+pub fn text(relative: &str) -> String {
+    std::fs::read_to_string(path(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
+}
+
+/// The JSON of a file under the repository's root.
+pub fn json(relative: &str) -> Value {
+    serde_json::from_str(&text(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
+}
+
+/// The file `name` of `tests/data/vectors`, made by the reference libraries.
+pub fn vectors(name: &str) -> Value {
+    json(&format!("tests/data/vectors/{name}"))
+}
+
+/// The cases of such a file, each with its description.
+pub fn cases(name: &str) -> Vec<(String, Value)> {
+    let mut file = vectors(name);
+    let Value::Array(cases) = file["cases"].take() else { panic!("{name} has no cases") };
+    assert!(!cases.is_empty(), "{name} has no cases");
+    cases.into_iter().map(|case| (case["desc"].as_str().unwrap_or("?").to_string(), case)).collect()
+}
+
+/// The tokenizer of the published models.
+pub static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    let packed = std::fs::read(path("tests/data/qwen2_vl_tokenizer.json.zst")).expect("the packed tokenizer");
+    Tokenizer::from_bytes(&zstd::decode_all(packed.as_slice()).expect("zstd")).expect("a tokenizer")
+});
+
+/// The tokenizer of the tiny model.
+pub static TINY_TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+    Tokenizer::from_bytes(text("engine/tiny_model/tokenizer.json").as_bytes()).expect("a tokenizer")
+});
+
+/// The chat template of the published models; the tiny one has the same.
+pub fn chat_template() -> ChatTemplate {
+    find_template(None, Some(&text("engine/tiny_model/chat_template.json")), None).expect("a template")
+}
+
+/// A configuration with the token ids of the published models.
+pub fn published_config() -> ModelConfig {
+    let text = r#"{"model_type": "qwen2_vl", "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+                   "vision_config": {"hidden_size": 8192}}"#;
+    ModelConfig::from_json(text).expect("a minimal configuration")
+}
+
+/// The configuration of the tiny model.
+pub fn tiny_config() -> ModelConfig {
+    ModelConfig::from_json(&text("engine/tiny_model/config.json")).expect("the tiny configuration")
+}
+
+/// A JSON array of integers; none for `null`.
+pub fn ints<T: TryFrom<i64>>(value: &Value) -> Vec<T> {
+    let items = value.as_array().map_or(&[][..], Vec::as_slice);
+    let int = |v: &Value| v.as_i64().and_then(|n| T::try_from(n).ok());
+    items.iter().map(|v| int(v).unwrap_or_else(|| panic!("{v} is no such integer"))).collect()
+}
+
+/// A JSON array of numbers; `null` entries are minus infinity.
+pub fn floats(value: &Value) -> Vec<f32> {
+    let items = value.as_array().map_or(&[][..], Vec::as_slice);
+    items.iter().map(|v| v.as_f64().map_or(f32::NEG_INFINITY, |n| n as f32)).collect()
+}
+
+/// A JSON array of `[t, h, w]`; none for `null`.
+pub fn grids(value: &Value) -> Vec<Grid> {
+    let items = value.as_array().map_or(&[][..], Vec::as_slice);
+    items
+        .iter()
+        .map(|thw| match ints::<usize>(thw)[..] {
+            [t, h, w] => Grid { t, h, w },
+            _ => panic!("{thw} is no grid"),
+        })
+        .collect()
+}
