@@ -84,6 +84,16 @@ pub enum Error {
         /// The library's message.
         problem: String,
     },
+    /// The model gave logits that no token can be picked from.
+    #[error("logits of token {position}: found {found}, expected {expected}")]
+    Logits {
+        /// Index in its sequence of the token to be picked.
+        position: u64,
+        /// What the model gave.
+        found: String,
+        /// What it should have given.
+        expected: String,
+    },
     /// Prompt and answer do not fit in the context.
     #[error(
         "the prompt has {prompt_tokens} tokens ({visual_tokens} of them visual) and max_tokens is {max_tokens}, \

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod prompt;
+pub mod sampler;
 
 pub use error::{Error, Result};
 pub use qwenvl_graph as graph;
