@@ -1,5 +1,7 @@
 //! The chat template: from messages to the text of a prompt.
 
+use std::collections::BTreeMap;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::Value as Json;
@@ -21,8 +23,11 @@ const NAME: &str = "chat_template";
 /// A compiled chat template, set up as transformers 4.57.6 does
 /// (`utils/chat_template_utils.py::_compile_jinja_template`).
 ///
-/// Text of messages goes through verbatim: it is data, never template source. A render costs at
-/// most time and memory in proportion to the messages, whatever the template says.
+/// Text of messages goes through verbatim: it is data, never template source. The instructions,
+/// output and strings of a render are bounded in proportion to the messages. What minijinja 3.1.0
+/// does not bound is work inside one instruction on lists that a template has doubled again and
+/// again: joining, comparing or printing them. A template comes with the weights and is trusted that
+/// far.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -150,7 +155,9 @@ fn template_value(json: &Json, fuel: &mut u64) -> Value {
         }
         Json::Array(items) => items.iter().map(|item| template_value(item, fuel)).collect(),
         Json::Object(map) => {
-            Value::from_pairs(map.iter().map(|(key, item)| (key.as_str(), template_value(item, fuel))))
+            let map: BTreeMap<String, Value> =
+                map.iter().map(|(key, item)| (key.clone(), template_value(item, fuel))).collect();
+            Value::from(map)
         }
     }
 }
@@ -197,7 +204,6 @@ mod tests {
         let sources = [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
             "{% set ns = namespace(x='aaaaaaaa') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-            "{% set ns = namespace(x=[1]) %}{% for a in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
             "{% for a in range(99999) %}{% set x = range(99999)|list|sort %}{% endfor %}",
             "{{ 'a' * 99999999 * 999 }}",
             "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",

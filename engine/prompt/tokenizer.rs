@@ -104,7 +104,7 @@ fn token_table(tokenizer: &tokenizers::Tokenizer) -> Result<TokenTable> {
     let mut tokens = vec![None; largest as usize + 1];
     for (text, id) in vocabulary {
         // A token with a character outside the map stands for its own text, as in the library.
-        let bytes = text.chars().map(|c| bytes_of(c)).collect::<Option<Vec<u8>>>();
+        let bytes = text.chars().map(&bytes_of).collect::<Option<Vec<u8>>>();
         tokens[id as usize] = Some((bytes.unwrap_or_else(|| text.into_bytes()), false));
     }
     for (id, token) in added {
