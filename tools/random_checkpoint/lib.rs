@@ -99,10 +99,17 @@ pub fn write(
         weight_map.extend(shard.tensors.iter().map(|t| (t.spec.name.clone(), json!(name))));
         names.push(name);
     }
-    if shards.len() > 1 {
+    let index_path = dir.join("model.safetensors.index.json");
+    if shards.len() == 1 {
+        // One left by an earlier run would take precedence over the single file.
+        if index_path.exists() {
+            std::fs::remove_file(&index_path)
+                .with_context(|| format!("cannot remove {}", index_path.display()))?;
+        }
+    } else {
         let total_size: u64 = shards.iter().map(Shard::data_bytes).sum();
         let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-        write_json(&dir.join("model.safetensors.index.json"), &index)?;
+        write_json(&index_path, &index)?;
     }
     Ok(names)
 }

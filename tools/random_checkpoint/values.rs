@@ -138,8 +138,10 @@ fn fill_words(out: &mut [u8], mut next: impl FnMut() -> [u8; 8]) {
     for word in words {
         *word = next();
     }
-    let last = next();
-    rest.copy_from_slice(&last[..rest.len()]);
+    if !rest.is_empty() {
+        let last = next();
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
 }
 
 fn kind(tensor: &Tensor, config: &ModelConfig, rng: &mut Rng) -> Kind {
@@ -245,12 +247,10 @@ mod tests {
             ("model.layers.0.mlp.down_proj.g_idx", Format::GptqInt4),
             ("model.norm.weight", Format::Bf16),
         ] {
-            assert_eq!(data(name, format, 8), data(name, format, 1 << 20), "{name}");
+            assert!(data(name, format, 8) == data(name, format, 1 << 20), "{name}");
         }
-        assert_ne!(
-            data("model.layers.0.mlp.up_proj.weight", Format::Bf16, 64),
-            data("model.layers.0.mlp.gate_proj.weight", Format::Bf16, 64)
-        );
+        let first = |name| data(name, Format::Bf16, 64)[..64].to_vec();
+        assert_ne!(first("model.layers.0.mlp.up_proj.weight"), first("model.layers.0.mlp.gate_proj.weight"));
     }
 
     #[test]
