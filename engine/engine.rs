@@ -73,7 +73,8 @@ impl EngineOptions {
         let text = &config.text;
         let context = self.context_tokens.unwrap_or(DEFAULT_CONTEXT_TOKENS.min(text.max_position_embeddings));
         let area = (config.vision.pixel_factor() as u64).pow(2);
-        let max_pixels = self.max_pixels.unwrap_or(frontend.max_pixels()).min(context as u64 * area).max(area);
+        let max_pixels =
+            self.max_pixels.unwrap_or(frontend.max_pixels()).min(context as u64 * area).max(area);
         PlanOptions {
             max_seqs: self.max_seqs,
             kv_pool_tokens: self.kv_pool_tokens.unwrap_or(context.saturating_mul(self.max_seqs)),

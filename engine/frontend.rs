@@ -7,12 +7,14 @@ use qwenvl_graph::{Grid, ModelConfig, rope_index};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::prompt::{
-    ChatTemplate, ImageInput, Part, SizeOptions, StopMatcher, TokenDecoder, Tokenizer, VideoInput, VideoPart, expand,
-    find_template,
+    ChatTemplate, ImageInput, Part, SizeOptions, StopMatcher, TokenDecoder, Tokenizer, VideoInput, VideoPart,
+    expand, find_template,
 };
 use crate::request::{DEFAULT_MAX_TOKENS, Request, Timings, VisualInfo};
 use crate::sampler::{GenerationConfig, SamplingParams};
-use crate::vision::{FetchLimits, ImageOptions, ImageSource, Normalize, Processor, Visual, VisualKind, VisualRequest};
+use crate::vision::{
+    FetchLimits, ImageOptions, ImageSource, Normalize, Processor, Visual, VisualKind, VisualRequest,
+};
 
 /// Prepares requests for one checkpoint. Needs no weights.
 pub struct Frontend {
@@ -210,7 +212,11 @@ impl Frontend {
                 }),
                 Part::Video(video) => {
                     let sources = frames(video)?.iter().map(source).collect::<Result<_>>()?;
-                    out.push(VisualRequest { kind: VisualKind::Video, sources, options: options(&video.size) });
+                    out.push(VisualRequest {
+                        kind: VisualKind::Video,
+                        sources,
+                        options: options(&video.size),
+                    });
                 }
             }
         }
@@ -234,7 +240,8 @@ fn frames(video: &VideoPart) -> Result<&[ImageInput]> {
         VideoInput::File(path) => {
             return Err(Error::Unsupported {
                 what: format!("the video file {path}"),
-                help: "give the video as a list of frames: \"video\": [\"frame1.jpg\", \"frame2.jpg\", ...]".into(),
+                help: "give the video as a list of frames: \"video\": [\"frame1.jpg\", \"frame2.jpg\", ...]"
+                    .into(),
             });
         }
     };
@@ -259,7 +266,9 @@ fn frames(video: &VideoPart) -> Result<&[ImageInput]> {
 /// `eos_token_id` of `config.json`, a number or an array, for checkpoints without generation config.
 fn eos_of_config(text: Option<&str>) -> Vec<u32> {
     let value = text.and_then(|t| serde_json::from_str::<serde_json::Value>(t).ok());
-    let eos = value.as_ref().and_then(|v| v.get("eos_token_id").or_else(|| v.get("text_config")?.get("eos_token_id")));
+    let eos = value
+        .as_ref()
+        .and_then(|v| v.get("eos_token_id").or_else(|| v.get("text_config")?.get("eos_token_id")));
     let number = |v: &serde_json::Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
     match eos {
         Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(number).collect(),

@@ -147,10 +147,21 @@ impl Batch {
     }
 
     /// Closes the rows of one sequence, which began at token `first` of the call.
-    fn end_sequence(&mut self, first: usize, past: usize, pages: &PageTable, owner: usize, wants_logits: bool) {
+    fn end_sequence(
+        &mut self,
+        first: usize,
+        past: usize,
+        pages: &PageTable,
+        owner: usize,
+        wants_logits: bool,
+    ) {
         let start = self.page_table.len();
         self.page_table.extend_from_slice(pages.pages());
-        self.seqs.push(SeqRows { tokens: first..self.tokens.len(), past, pages: start..self.page_table.len() });
+        self.seqs.push(SeqRows {
+            tokens: first..self.tokens.len(),
+            past,
+            pages: start..self.page_table.len(),
+        });
         self.members.push(owner);
         if wants_logits {
             self.logit_rows.push(self.tokens.len() as u32 - 1);
@@ -218,7 +229,9 @@ impl Scheduler {
                 return Err(Error::Request {
                     field: "messages".into(),
                     found: format!("{found} {what}"),
-                    expected: format!("at most {limit}: lower the item's max_pixels or load with a larger {option}"),
+                    expected: format!(
+                        "at most {limit}: lower the item's max_pixels or load with a larger {option}"
+                    ),
                 });
             }
         }
@@ -316,7 +329,9 @@ impl Scheduler {
             if self.active.len() == o.max_seqs || self.visual_used + rows > o.max_visual_tokens {
                 return Ok(());
             }
-            let Some(pages) = self.pages.allocate(next.prepared.tokens.len() + next.max_tokens) else { return Ok(()) };
+            let Some(pages) = self.pages.allocate(next.prepared.tokens.len() + next.max_tokens) else {
+                return Ok(());
+            };
             let mut sequence = self.waiting.pop_front().expect("looked at above");
             sequence.pages = pages;
             sequence.visual_base = self.visual_used;
@@ -413,7 +428,8 @@ impl Scheduler {
                 self.work.prefill_s += elapsed.as_secs_f64();
             }
             Phase::Decode => {
-                self.work.decode_bytes += self.decode_weight_bytes + kv_tokens * plan.memory.kv_bytes_per_token;
+                self.work.decode_bytes +=
+                    self.decode_weight_bytes + kv_tokens * plan.memory.kv_bytes_per_token;
                 self.work.decode_s += elapsed.as_secs_f64();
             }
         }

@@ -109,7 +109,9 @@ impl Request {
         let whole = |key: &str, max: u64| -> Result<Option<u64>> {
             get(key)
                 .map(|v| {
-                    v.as_u64().filter(|n| *n <= max).ok_or_else(|| mismatch(key, v, &format!("an integer in 0..={max}")))
+                    v.as_u64()
+                        .filter(|n| *n <= max)
+                        .ok_or_else(|| mismatch(key, v, &format!("an integer in 0..={max}")))
                 })
                 .transpose()
         };

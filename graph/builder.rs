@@ -171,7 +171,11 @@ impl Graph {
         }
         let shape = |i: usize| self.value(inputs[i]).shape;
         let expect = |found: usize, expected: usize| {
-            if found == expected { Ok(()) } else { Err(graph_error(op, format!("{found} columns, expected {expected}"))) }
+            if found == expected {
+                Ok(())
+            } else {
+                Err(graph_error(op, format!("{found} columns, expected {expected}")))
+            }
         };
         let out = match op {
             Op::Patchify | Op::Embed { .. } => return Err(graph_error(op, "is a source: use `source`")),

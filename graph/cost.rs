@@ -56,7 +56,11 @@ pub fn cost(graph: &Graph, node: &Node, sizes: &Sizes, kv_size_bytes: u64) -> Co
                 }
                 _ => 0,
             };
-            Cost { weight_bytes, activation_bytes: moved.activation_bytes + kv_bytes, flops: 2 * m * n * *k as u64 }
+            Cost {
+                weight_bytes,
+                activation_bytes: moved.activation_bytes + kv_bytes,
+                flops: 2 * m * n * *k as u64,
+            }
         }
         Op::VisionAttention { n_heads, head_dim } => {
             Cost { flops: 4 * sizes.patch_pairs * (n_heads * head_dim) as u64, ..moved }
@@ -79,7 +83,9 @@ pub fn cost(graph: &Graph, node: &Node, sizes: &Sizes, kv_size_bytes: u64) -> Co
         }
         Op::Embed { table } => {
             let row = match graph.weight(*table).kind {
-                crate::builder::WeightKind::Matrix { n, k, format } => format.matrix_bytes(n, k) / n.max(1) as u64,
+                crate::builder::WeightKind::Matrix { n, k, format } => {
+                    format.matrix_bytes(n, k) / n.max(1) as u64
+                }
                 crate::builder::WeightKind::Vector { .. } => 0,
             };
             Cost { weight_bytes: row * sizes.tokens as u64, ..moved }

@@ -27,11 +27,8 @@ pub(crate) fn build(g: &mut Graph, config: &ModelConfig, act: DType) -> Result<V
 
 fn build_layer(g: &mut Graph, config: &ModelConfig, layer: usize, x: ValueId, act: DType) -> Result<ValueId> {
     let t = &config.text;
-    let heads = Heads {
-        n_heads: t.num_attention_heads,
-        n_kv_heads: t.num_key_value_heads,
-        head_dim: t.head_dim(),
-    };
+    let heads =
+        Heads { n_heads: t.num_attention_heads, n_kv_heads: t.num_key_value_heads, head_dim: t.head_dim() };
     let rope = MRope { head_dim: t.head_dim(), sections: t.mrope_section, theta: t.rope_theta };
     let name = format!("model.layers.{layer}");
     let [q, k, v, o, gate, up, down] = decoder_linears(config, layer)?;

@@ -73,7 +73,13 @@ impl Device {
 
     /// The host's processor. Bandwidth and arithmetic may be 0 if they were not measured.
     pub fn cpu(threads: usize, memory_bytes: u64, read_bytes_per_s: f64, flops_per_s: f64) -> Device {
-        Device { name: "cpu".into(), kind: DeviceKind::Cpu { threads }, memory_bytes, read_bytes_per_s, flops_per_s }
+        Device {
+            name: "cpu".into(),
+            kind: DeviceKind::Cpu { threads },
+            memory_bytes,
+            read_bytes_per_s,
+            flops_per_s,
+        }
     }
 
     /// Shortest time in seconds for moving `bytes` and computing `flops`, if the device's limits

@@ -42,7 +42,11 @@ impl Plan {
 
     fn card_row(&self, input_tokens: usize) -> Option<CardRow> {
         let prefill = self.prefill.cost(&Sizes::prefill(input_tokens, 0));
-        let prefill_s = if input_tokens == 1 { 0.0 } else { self.device.bound_seconds(prefill.weight_bytes, prefill.flops)? };
+        let prefill_s = if input_tokens == 1 {
+            0.0
+        } else {
+            self.device.bound_seconds(prefill.weight_bytes, prefill.flops)?
+        };
         // Bytes are linear in the context, so the mean context gives the mean time.
         let context = input_tokens + CARD_OUTPUT_TOKENS / 2;
         let decode = self.decode_bytes(context);
@@ -73,7 +77,8 @@ impl Plan {
         largest(max, |context| {
             let options = PlanOptions {
                 context_tokens: context,
-                kv_pool_tokens: context.max(self.options.kv_pool_tokens * context / self.options.context_tokens),
+                kv_pool_tokens: context
+                    .max(self.options.kv_pool_tokens * context / self.options.context_tokens),
                 max_visual_tokens: self.options.max_visual_tokens.min(context),
                 ..self.options.clone()
             };
@@ -113,14 +118,18 @@ impl Plan {
         }
         if let Some(pixels) = self.largest_image()? {
             let patch = self.config.vision.patch_size as u64;
-            let options = PlanOptions { max_patches: (pixels / (patch * patch)) as usize, ..self.options.clone() };
+            let options =
+                PlanOptions { max_patches: (pixels / (patch * patch)) as usize, ..self.options.clone() };
             let total_bytes = Plan::new(&self.config, &self.device, &options)?.memory.total_bytes();
             out.push(Remedy { change: format!("--max-pixels {pixels}"), total_bytes });
         }
         for (name, config) in other_formats(&self.config) {
             let plan = Plan::new(&config, &self.device, &self.options)?;
             if plan.fits() {
-                out.push(Remedy { change: format!("the {name} checkpoint"), total_bytes: plan.memory.total_bytes() });
+                out.push(Remedy {
+                    change: format!("the {name} checkpoint"),
+                    total_bytes: plan.memory.total_bytes(),
+                });
             }
         }
         for name in Device::gpu_names() {
@@ -129,7 +138,10 @@ impl Plan {
                 && device.memory_bytes > self.device.memory_bytes
                 && device.memory_bytes >= self.memory.total_bytes()
             {
-                out.push(Remedy { change: format!("--device {name}"), total_bytes: self.memory.total_bytes() });
+                out.push(Remedy {
+                    change: format!("--device {name}"),
+                    total_bytes: self.memory.total_bytes(),
+                });
             }
         }
         Ok(out)

@@ -46,7 +46,9 @@ fn fuse_gate_up(graph: &mut Graph) {
             continue;
         }
         let inputs = &graph.nodes[at].inputs;
-        let (Some(gate), Some(up)) = (plain_linear(graph, inputs[0]), plain_linear(graph, inputs[1])) else { continue };
+        let (Some(gate), Some(up)) = (plain_linear(graph, inputs[0]), plain_linear(graph, inputs[1])) else {
+            continue;
+        };
         let x = graph.nodes[gate].inputs[0];
         if graph.nodes[up].inputs[0] != x {
             continue;

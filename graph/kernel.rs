@@ -37,7 +37,8 @@ pub struct Kernel {
 
 /// The kernel for `node`. On a GPU only the name is known until kernels are tuned there.
 pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device) -> Kernel {
-    let mut kernel = Kernel { name: name(graph, node), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
+    let mut kernel =
+        Kernel { name: name(graph, node), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
     if device.kind == DeviceKind::Cuda {
         return kernel;
     }
@@ -65,7 +66,8 @@ pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device)
             kernel.thread_bytes = attention_bytes(ATTENTION_ROWS, *head_dim);
         }
         Op::PagedAttention { heads, .. } => {
-            kernel.thread_bytes = attention_bytes(ATTENTION_ROWS.max(heads.n_heads / heads.n_kv_heads), heads.head_dim);
+            kernel.thread_bytes =
+                attention_bytes(ATTENTION_ROWS.max(heads.n_heads / heads.n_kv_heads), heads.head_dim);
         }
         _ => {}
     }

@@ -18,10 +18,10 @@ pub mod memory;
 mod merger;
 pub mod op;
 pub mod plan;
+pub mod positions;
 pub mod shape;
 mod show;
 mod vit;
-pub mod positions;
 pub mod weights;
 
 pub use builder::{Graph, Node, Value, ValueId, Weight, WeightId, WeightKind};
@@ -33,5 +33,5 @@ pub use error::{Error, Result};
 pub use grid::{Grid, PixelLimits, smart_resize};
 pub use op::{Activation, Epilogue, Op};
 pub use plan::{MemoryUse, Plan, PlanOptions, Program, Segment};
-pub use shape::{Rows, Shape, Sizes};
 pub use positions::{RopeIndex, rope_index};
+pub use shape::{Rows, Shape, Sizes};

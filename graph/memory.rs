@@ -78,12 +78,15 @@ pub fn place(
     for segment in segments {
         for at in segment.steps.clone() {
             let node = &graph.nodes[at];
-            let (Some(out), Op::Linear { epilogue: Epilogue::AddResidual, .. } | Op::Add) = (node.output, &node.op) else {
+            let (Some(out), Op::Linear { epilogue: Epilogue::AddResidual, .. } | Op::Add) =
+                (node.output, &node.op)
+            else {
                 continue;
             };
             let residual = node.inputs[1];
             let dies = life[residual.0].is_some_and(|(_, last)| last < segment.steps.end);
-            let same = graph.value(residual).dtype == graph.value(out).dtype && tiled[residual.0] == tiled[out.0];
+            let same =
+                graph.value(residual).dtype == graph.value(out).dtype && tiled[residual.0] == tiled[out.0];
             if dies && same {
                 owner[out.0] = owner[residual.0];
             }

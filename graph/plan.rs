@@ -253,7 +253,16 @@ fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_
         .collect();
     // The vision tower writes its rows where they wait for the decoder.
     let (placements, arena_bytes) = memory::place(&graph, &segments, &bounds, name == "vision");
-    Program { name, graph, bounds, segments, kernels, placements, arena_bytes, kv_size_bytes: kv_dtype.size_bytes() }
+    Program {
+        name,
+        graph,
+        bounds,
+        segments,
+        kernels,
+        placements,
+        arena_bytes,
+        kv_size_bytes: kv_dtype.size_bytes(),
+    }
 }
 
 /// Cuts the steps into runs. A step joins the run before it if it works row by row over patches and

@@ -254,8 +254,16 @@ fn program_html(program: &Program, out: &mut String) {
             Some(id) => {
                 let v = program.graph.value(id);
                 let (offset, bytes) = program.placements[id.0]
-                    .map_or(("visual rows".into(), "-".into()), |p| (p.offset_bytes.to_string(), p.bytes.to_string()));
-                let _ = write!(out, "<td>{}<td>{}<td>{}<td>{offset}<td>{bytes}", escape(&v.name), v.shape, v.dtype);
+                    .map_or(("visual rows".into(), "-".into()), |p| {
+                        (p.offset_bytes.to_string(), p.bytes.to_string())
+                    });
+                let _ = write!(
+                    out,
+                    "<td>{}<td>{}<td>{}<td>{offset}<td>{bytes}",
+                    escape(&v.name),
+                    v.shape,
+                    v.dtype
+                );
             }
             None => out.push_str("<td>-<td>-<td>-<td>-<td>-"),
         }

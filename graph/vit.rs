@@ -39,7 +39,8 @@ fn build_block(g: &mut Graph, config: &ModelConfig, block: usize, x: ValueId, ac
 
     let y = layer_norm(g, config, &format!("{name}.norm1"), x, act)?;
     let y = g.linear(&qkv, config.dtype, y, act)?;
-    let y = g.apply(&format!("{name}.rope"), Op::RotateVision(VisionRope { n_heads, head_dim }), &[y], act)?;
+    let y =
+        g.apply(&format!("{name}.rope"), Op::RotateVision(VisionRope { n_heads, head_dim }), &[y], act)?;
     let y = g.apply(&format!("{name}.attention"), Op::VisionAttention { n_heads, head_dim }, &[y], act)?;
     let y = g.linear(&proj, config.dtype, y, act)?;
     let x = g.apply(&format!("{name}.x1"), Op::Add, &[y, x], DType::F32)?;
@@ -52,7 +53,13 @@ fn build_block(g: &mut Graph, config: &ModelConfig, block: usize, x: ValueId, ac
 }
 
 /// A LayerNorm whose weight and bias are `{name}.weight` and `{name}.bias`.
-pub(crate) fn layer_norm(g: &mut Graph, config: &ModelConfig, name: &str, x: ValueId, act: DType) -> Result<ValueId> {
+pub(crate) fn layer_norm(
+    g: &mut Graph,
+    config: &ModelConfig,
+    name: &str,
+    x: ValueId,
+    act: DType,
+) -> Result<ValueId> {
     let len = g.value(x).shape.cols;
     let weight = g.vector(&format!("{name}.weight"), len, config.dtype);
     let bias = g.vector(&format!("{name}.bias"), len, config.dtype);

@@ -84,7 +84,9 @@ fn dense_linear_is_within_the_bound_of_its_chains_for_every_ragged_size() {
     for isa in Isa::available() {
         let mut rig = Rig::new(isa, 2);
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for (m, n, k) in [(1, 1, 1), (1, 7, 8), (2, 65, 250), (3, 16, 257), (4, 3, 512), (5, 130, 1176), (97, 67, 519)] {
+            for (m, n, k) in
+                [(1, 1, 1), (1, 7, 8), (2, 65, 250), (3, 16, 257), (4, 3, 512), (5, 130, 1176), (97, 67, 519)]
+            {
                 let x = rng.normals(m * k);
                 let (bytes, w) = encode(&rng.normals(n * k), dtype);
                 let bias = rng.normals(n);
@@ -95,7 +97,11 @@ fn dense_linear_is_within_the_bound_of_its_chains_for_every_ragged_size() {
                     let bias = f64::from(bias[at % n]);
                     let error = (f64::from(y[at]) - sum - bias).abs();
                     let bound = tol::dense_dot(k) * (size + bias.abs());
-                    assert!(error <= bound, "{} {dtype} {m}x{n}x{k} at {at}: {error:e} > {bound:e}", isa.name());
+                    assert!(
+                        error <= bound,
+                        "{} {dtype} {m}x{n}x{k} at {at}: {error:e} > {bound:e}",
+                        isa.name()
+                    );
                 }
             }
         }
@@ -124,7 +130,13 @@ fn awq(rng: &mut Rng, n: usize, k: usize, group: usize) -> ([Vec<u8>; 3], Vec<f6
     ([qweight, qzeros, scale_bytes], w)
 }
 
-fn pack(pool: &mut Pool, [qweight, qzeros, scales]: &[Vec<u8>; 3], n: usize, k: usize, group: usize) -> Int4Matrix {
+fn pack(
+    pool: &mut Pool,
+    [qweight, qzeros, scales]: &[Vec<u8>; 3],
+    n: usize,
+    k: usize,
+    group: usize,
+) -> Int4Matrix {
     Int4Matrix::from_awq(pool, &AwqSource { qweight, qzeros, scales }, n, k, group)
 }
 
@@ -160,14 +172,21 @@ fn int4_linear_is_within_the_bound_of_its_rounded_inputs() {
                 let mut x = rng.normals(m * k);
                 x[0] *= 200.0;
                 let mut y = vec![POISON; m * n];
-                rig.linear(&x, m, &[Part { matrix: Matrix::Int4(&packed), bias: None }], Finish::Store, &mut y);
+                rig.linear(
+                    &x,
+                    m,
+                    &[Part { matrix: Matrix::Int4(&packed), bias: None }],
+                    Finish::Store,
+                    &mut y,
+                );
                 let x64 = f64s(&x);
                 for (at, (sum, size)) in r::matmul(&x64, &w, m, n, k).into_iter().enumerate() {
                     let (i, j) = (at / n, at % n);
                     let mut rounding = 0.0;
                     let mut codes = 0.0;
                     for g in 0..k / group {
-                        let largest = x64[i * k + g * group..][..group].iter().fold(0f64, |a, b| a.max(b.abs()));
+                        let largest =
+                            x64[i * k + g * group..][..group].iter().fold(0f64, |a, b| a.max(b.abs()));
                         let weights: f64 = w[j * k + g * group..][..group].iter().map(|w| w.abs()).sum();
                         rounding += largest * weights;
                         codes += weights * largest;
@@ -217,7 +236,8 @@ fn a_row_has_the_same_bits_alone_and_in_any_batch_on_any_machine() {
         for threads in [1, 3] {
             let mut rig = Rig::new(isa, threads);
             let packed = pack(&mut rig.pool, &tensors, n, k, 128);
-            let matrices = [Matrix::Int4(&packed), Matrix::Dense(DenseMatrix::new(&bytes, DType::BF16, n, k))];
+            let matrices =
+                [Matrix::Int4(&packed), Matrix::Dense(DenseMatrix::new(&bytes, DType::BF16, n, k))];
             let results = matrices.map(|matrix| {
                 let parts = [Part { matrix, bias: None }];
                 let mut alone = vec![POISON; most * n];
@@ -278,7 +298,15 @@ fn epilogues_do_what_the_separate_kernels_do() {
         let mut table = RopeTable::default();
         table.fill_vision(16, (0..m as u32).map(|i| [i, 3 * i]));
         rope::rotate_rows(&mut rig.pool, &table, 0, &plain[0], n, 64, 16, &mut expected);
-        rig.linear_blocked(&x, m, &[part(0)], Finish::VisionRope { table: &table, first_row: 0, head_dim: 16 }, &mut y, 96, 48);
+        rig.linear_blocked(
+            &x,
+            m,
+            &[part(0)],
+            Finish::VisionRope { table: &table, first_row: 0, head_dim: 16 },
+            &mut y,
+            96,
+            48,
+        );
         assert_eq!(bits(&y), bits(&expected));
     }
 }
@@ -330,7 +358,9 @@ fn activations_match_their_formulas_from_end_to_end() {
             for (x, y) in x.iter().zip(&y) {
                 let (x, e) = (f64::from(*x), formula(f64::from(*x)));
                 // Far out the gate is of the order of the smallest normal number.
-                let bound = 2.0 * tol::EXP * e.abs() + (1.702 * x.abs() + 2.0) * tol::F32_EPS * e.abs() + x.abs() * 1e-7;
+                let bound = 2.0 * tol::EXP * e.abs()
+                    + (1.702 * x.abs() + 2.0) * tol::F32_EPS * e.abs()
+                    + x.abs() * 1e-7;
                 assert!((f64::from(*y) - e).abs() <= bound, "{activation:?}({x}) = {y}, expected {e}");
             }
         }
@@ -373,7 +403,17 @@ fn vision_attention_matches_float64_and_never_crosses_slices() {
         // Rows asked for in pieces have the same bits.
         for piece in [0..70, 70..71, 71..total] {
             let mut part = vec![POISON; piece.len() * heads * d];
-            attention::vision(isa, &mut rig.pool, &qkv, &slices, piece.clone(), heads, d, &mut part, &mut rig.scratch);
+            attention::vision(
+                isa,
+                &mut rig.pool,
+                &qkv,
+                &slices,
+                piece.clone(),
+                heads,
+                d,
+                &mut part,
+                &mut rig.scratch,
+            );
             assert_eq!(bits(&part), bits(&out[piece.start * heads * d..piece.end * heads * d]));
         }
     }
@@ -396,14 +436,22 @@ fn paged_attention_matches_float64_for_every_ratio_and_chunking() {
         let lengths = [1usize, 63, 64, 65, 150];
         let inputs: Vec<[Vec<f32>; 3]> = lengths
             .iter()
-            .map(|&l| [rng.normals(l * n_heads * d), rng.normals(l * n_kv_heads * d), rng.normals(l * n_kv_heads * d)])
+            .map(|&l| {
+                [
+                    rng.normals(l * n_heads * d),
+                    rng.normals(l * n_kv_heads * d),
+                    rng.normals(l * n_kv_heads * d),
+                ]
+            })
             .collect();
         let mut first: Option<Vec<Vec<u32>>> = None;
         for isa in Isa::available() {
             for chunk in [150, 64, 7, 1] {
                 let mut rig = Rig::new(isa, 2);
-                let results: Vec<Vec<u32>> =
-                    inputs.iter().map(|input| bits(&paged_in_chunks(&mut rig, heads, input, chunk))).collect();
+                let results: Vec<Vec<u32>> = inputs
+                    .iter()
+                    .map(|input| bits(&paged_in_chunks(&mut rig, heads, input, chunk)))
+                    .collect();
                 let first = first.get_or_insert_with(|| results.clone());
                 assert_eq!(*first, results, "{} chunk {chunk} heads {n_heads}/{n_kv_heads}", isa.name());
             }
@@ -441,7 +489,12 @@ fn paged_in_chunks(rig: &mut Rig, heads: Heads, [q, k, v]: &[Vec<f32>; 3], chunk
     while done < tokens {
         let n = chunk.min(tokens - done);
         let slots: Vec<u32> = (done..done + n).map(|t| page_table[t / 64] * 64 + (t % 64) as u32).collect();
-        kv.write(layer, &slots, &k[done * kv_width..(done + n) * kv_width], &v[done * kv_width..(done + n) * kv_width]);
+        kv.write(
+            layer,
+            &slots,
+            &k[done * kv_width..(done + n) * kv_width],
+            &v[done * kv_width..(done + n) * kv_width],
+        );
         let mut queries = q[..q_width].to_vec();
         queries.extend(&q[done * q_width..(done + n) * q_width]);
         let seqs = [
@@ -449,7 +502,17 @@ fn paged_in_chunks(rig: &mut Rig, heads: Heads, [q, k, v]: &[Vec<f32>; 3], chunk
             SeqRows { tokens: 1..n + 1, past: done, pages: 0..decoy_page },
         ];
         let mut y = vec![POISON; queries.len()];
-        attention::paged(rig.isa, &mut rig.pool, &kv, layer, &queries, &seqs, &table, &mut y, &mut rig.scratch);
+        attention::paged(
+            rig.isa,
+            &mut rig.pool,
+            &kv,
+            layer,
+            &queries,
+            &seqs,
+            &table,
+            &mut y,
+            &mut rig.scratch,
+        );
         out.extend(&y[q_width..]);
         done += n;
     }
@@ -467,7 +530,13 @@ fn mrope_takes_each_pair_from_its_axis() {
         let head = rng.normals(128);
         let angles: Vec<f64> = (0..64)
             .map(|j| {
-                let axis = if j < 16 { 0 } else if j < 40 { 1 } else { 2 };
+                let axis = if j < 16 {
+                    0
+                } else if j < 40 {
+                    1
+                } else {
+                    2
+                };
                 // The reference forms frequency and angle in f32.
                 let frequency = (1.0 / 1e6f64.powf(2.0 * f64::from(j) / 128.0)) as f32;
                 f64::from(position[axis] as f32 * frequency)

@@ -50,7 +50,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (checkpoint, frontend) = args.model.open()?;
     let lines = Lines::open(&args.requests)?;
     let out: Box<dyn Write> = match &args.output {
-        Some(path) => Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        Some(path) => {
+            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+        }
         None => Box::new(std::io::stdout().lock()),
     };
     let parallel = usize::from(args.parallel);
@@ -63,7 +65,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Keeps the engine supplied with `parallel` requests until there are no more.
-fn answer_all(engine: &mut Engine, mut lines: Lines, parallel: usize, results: &mut InOrder) -> anyhow::Result<()> {
+fn answer_all(
+    engine: &mut Engine,
+    mut lines: Lines,
+    parallel: usize,
+    results: &mut InOrder,
+) -> anyhow::Result<()> {
     let mut running: HashMap<RequestId, (usize, Value)> = HashMap::new();
     let mut events = Vec::new();
     loop {

@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 /// shapes and short texts. For a real one, download a checkpoint directory from the hub
 /// (Qwen/Qwen2-VL-2B-Instruct-AWQ and its siblings) and pass it with --model.
 #[derive(Parser)]
-#[command(name = "qwenvl", version, after_help = EXAMPLES)]
+#[command(name = "qwenvl", version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QWENVL_COMMIT"), ")"), after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -100,7 +100,12 @@ impl ModelArgs {
     }
 
     /// Loads the weights, with a progress bar if that takes a while and a person is watching.
-    pub fn load(&self, checkpoint: Checkpoint, frontend: Frontend, options: EngineOptions) -> anyhow::Result<Engine> {
+    pub fn load(
+        &self,
+        checkpoint: Checkpoint,
+        frontend: Frontend,
+        options: EngineOptions,
+    ) -> anyhow::Result<Engine> {
         let options = EngineOptions { threads: self.threads.map(usize::from), ..options };
         let mut bar: Option<ProgressBar> = None;
         let start = Instant::now();

@@ -98,7 +98,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             device.flops_per_s / 1e9,
             match device.kind {
                 DeviceKind::Cpu { .. } => "measured here now",
-                DeviceKind::Cuda => "the best that kernels are known to reach; this build has no CUDA executor",
+                DeviceKind::Cuda =>
+                    "the best that kernels are known to reach; this build has no CUDA executor",
             }
         );
     }

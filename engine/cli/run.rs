@@ -94,7 +94,8 @@ fn request(args: &Args) -> anyhow::Result<Request> {
             } else {
                 std::fs::read_to_string(file).with_context(|| file.display().to_string())?
             };
-            let value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+            let value =
+                serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
             let mut request = Request::new(messages_from_json(&value, "messages")?);
             request.base_dir = directory_of(file);
             request

@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn multiplying_by_the_rescale_factor_gives_the_same_table_as_dividing() {
         // The reference multiplies by the float64 that `preprocessor_config.json` spells out.
-        let table = Normalize { mean: [0.0; 3], std: [1.0; 3] }.table();
+        let table = super::Normalize { mean: [0.0; 3], std: [1.0; 3] }.table();
         for (v, divided) in table[0].iter().enumerate() {
             let multiplied = (v as f64 * 0.00392156862745098) as f32;
             assert_eq!(divided.to_bits(), multiplied.to_bits(), "value {v}");

@@ -1,7 +1,7 @@
 //! Plans of the published models from their configuration alone.
 
 use qwenvl_graph::config::Quantization;
-use qwenvl_graph::{Device, DType, ModelConfig, Plan, PlanOptions};
+use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 
 fn published(size: &str) -> ModelConfig {
     let (hidden, inter, layers, heads, kv, vocab, tied) = match size {

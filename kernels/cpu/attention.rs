@@ -164,7 +164,10 @@ impl KvPages {
 
     /// Where a page starts, for one layer and key head: K `[d, 64]`, then V `[64, d]`.
     fn at(&self, page: usize, layer: usize, head: usize) -> usize {
-        ((page * self.layers + layer) * self.heads.n_kv_heads + head) * 2 * self.heads.head_dim * KV_PAGE_TOKENS
+        ((page * self.layers + layer) * self.heads.n_kv_heads + head)
+            * 2
+            * self.heads.head_dim
+            * KV_PAGE_TOKENS
     }
 
     /// A view that several threads write through, each its own slots.
@@ -354,7 +357,11 @@ unsafe fn attend_body<S: Simd>(s: &mut Scratch, tile: &KeyTile, visible: &dyn Fn
             for i in (0..KEYS).step_by(8) {
                 sum = S::add(sum, S::load(scores.as_ptr().add(i)));
             }
-            let kept = if s.max[row] == f32::NEG_INFINITY { S::splat(0.0) } else { exp::<S>(S::splat(s.max[row] - max)) };
+            let kept = if s.max[row] == f32::NEG_INFINITY {
+                S::splat(0.0)
+            } else {
+                exp::<S>(S::splat(s.max[row] - max))
+            };
             let kept = if s.max[row] == max { S::splat(1.0) } else { kept };
             let o = s.outputs.as_mut_ptr().add(row * d);
             for i in (0..d).step_by(8) {

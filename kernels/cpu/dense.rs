@@ -37,7 +37,11 @@ impl<'a> DenseMatrix<'a> {
     /// If the type is not a float or the bytes are not exactly `n·k` numbers.
     pub fn new(bytes: &'a [u8], dtype: DType, n: usize, k: usize) -> Self {
         assert!(dtype.is_float(), "a dense matrix of {dtype}");
-        assert_eq!(bytes.len() as u64, n as u64 * k as u64 * dtype.size_bytes(), "bytes of a [{n}, {k}] {dtype} matrix");
+        assert_eq!(
+            bytes.len() as u64,
+            n as u64 * k as u64 * dtype.size_bytes(),
+            "bytes of a [{n}, {k}] {dtype} matrix"
+        );
         DenseMatrix { bytes, dtype, n, k }
     }
 
@@ -90,7 +94,16 @@ pub fn accumulate(
     assert!(scratch.len() >= SCRATCH);
     let size = w.dtype.size_bytes() as usize;
     let start = &w.bytes[n0 * w.k * size..];
-    let tile = Tile { w: start.as_ptr(), k: w.k, n, x: x.as_ptr(), m, c: c.as_mut_ptr(), ldc, scratch: scratch.as_mut_ptr() };
+    let tile = Tile {
+        w: start.as_ptr(),
+        k: w.k,
+        n,
+        x: x.as_ptr(),
+        m,
+        c: c.as_mut_ptr(),
+        ldc,
+        scratch: scratch.as_mut_ptr(),
+    };
     // SAFETY: the assertions give the extents that `Tile` names.
     unsafe {
         match w.dtype {

@@ -237,7 +237,11 @@ impl QuantizedRows {
                 // SAFETY: tasks own disjoint groups.
                 let (codes, scales, sums) = unsafe {
                     let rows = g * m..(g + 1) * m;
-                    (codes.part(g * m * group..(g + 1) * m * group), scales.part(rows.clone()), sums.part(rows))
+                    (
+                        codes.part(g * m * group..(g + 1) * m * group),
+                        scales.part(rows.clone()),
+                        sums.part(rows),
+                    )
                 };
                 for i in 0..m {
                     let from = &x[i * k + g * group..][..group];
@@ -280,7 +284,8 @@ unsafe fn quantize_body<S: Simd>(x: &[f32], out: &mut [i16]) -> (f32, i32) {
             }
         }
         S::store_i(lanes.as_mut_ptr().cast(), sum);
-        let scale = if inverse > 0.0 && x.iter().all(|v| !v.is_nan()) { largest / X_MAX } else { nan_or_zero(x) };
+        let scale =
+            if inverse > 0.0 && x.iter().all(|v| !v.is_nan()) { largest / X_MAX } else { nan_or_zero(x) };
         (scale, lanes.iter().sum())
     }
 }
@@ -417,7 +422,8 @@ unsafe fn direct<S: Simd>(codes: *const u8, group: usize, x: *const i16) -> [S::
         let mut acc = [[S::zero_i(); 2]; 2];
         for k8 in 0..group / 8 {
             let x = x.add(8 * k8);
-            let pairs = [S::splat_pair(x), S::splat_pair(x.add(2)), S::splat_pair(x.add(4)), S::splat_pair(x.add(6))];
+            let pairs =
+                [S::splat_pair(x), S::splat_pair(x.add(2)), S::splat_pair(x.add(4)), S::splat_pair(x.add(6))];
             for (h, acc) in acc.iter_mut().enumerate() {
                 let v = S::load_i(codes.add(64 * k8 + 32 * h));
                 acc[0] = S::add_i(acc[0], S::madd16(S::nibbles::<0>(v), pairs[0]));
@@ -450,7 +456,12 @@ unsafe fn unpack<S: Simd>(codes: *const u8, group: usize, out: *mut u8) {
 
 /// Sums of `M` rows over an unpacked group. Rows of `x` are `ldx` apart.
 #[inline(always)]
-unsafe fn pass<S: Simd, const M: usize>(w: *const i16, group: usize, x: *const i16, ldx: usize) -> [[S::I; 2]; M] {
+unsafe fn pass<S: Simd, const M: usize>(
+    w: *const i16,
+    group: usize,
+    x: *const i16,
+    ldx: usize,
+) -> [[S::I; 2]; M] {
     // SAFETY: the caller gives 16·group unpacked weights and M rows of `group` inputs.
     unsafe {
         let mut acc = [[S::zero_i(); 2]; M];

@@ -198,7 +198,9 @@ pub fn linear(
                 }
                 Finish::VisionRope { table, first_row, head_dim } => {
                     let turned = (n_out / 3 * 2).saturating_sub(n0).min(n);
-                    y[..turned].chunks_exact_mut(*head_dim).for_each(|head| table.rotate(first_row + row, head));
+                    y[..turned]
+                        .chunks_exact_mut(*head_dim)
+                        .for_each(|head| table.rotate(first_row + row, head));
                     store(y);
                 }
                 Finish::RopeWriteKv { table, kv, layer, heads, slots } => {
@@ -222,8 +224,6 @@ unsafe fn write_kv(kv: &KvWriter, key: bool, layer: usize, slot: u32, n0: usize,
     for (i, head) in y.chunks_exact(head_dim).enumerate() {
         let index = n0 / head_dim + i;
         // SAFETY: the caller's promise.
-        unsafe {
-            if key { kv.key(layer, slot, index, head) } else { kv.value(layer, slot, index, head) }
-        }
+        unsafe { if key { kv.key(layer, slot, index, head) } else { kv.value(layer, slot, index, head) } }
     }
 }

@@ -42,7 +42,10 @@ impl Isa {
         #[allow(unused_mut)]
         let mut out = vec![Isa(Level::Portable)];
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
             out.push(Isa(Level::Avx2));
         }
         out

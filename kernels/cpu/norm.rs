@@ -21,7 +21,15 @@ pub fn rms_norm(isa: Isa, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f64, 
 ///
 /// # Panics
 /// If the lengths do not match.
-pub fn layer_norm(isa: Isa, pool: &mut Pool, x: &[f32], weight: &[f32], bias: &[f32], eps: f64, out: &mut [f32]) {
+pub fn layer_norm(
+    isa: Isa,
+    pool: &mut Pool,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f64,
+    out: &mut [f32],
+) {
     assert_eq!(weight.len(), bias.len());
     each_row(pool, x, weight.len(), out, |x, out| {
         // SAFETY: the row kernel reads and writes rows of one length.

@@ -125,7 +125,12 @@ pub fn add(pool: &mut Pool, x: &[f32], y: Option<&[f32]>, out: &mut [f32]) {
     });
 }
 
-fn each_chunk(pool: &mut Pool, len: usize, out: &mut [f32], f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync) {
+fn each_chunk(
+    pool: &mut Pool,
+    len: usize,
+    out: &mut [f32],
+    f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync,
+) {
     assert_eq!(len, out.len());
     pool.run_on_chunks(out, 1, CHUNK, |first, out| f(first..first + out.len(), out));
 }

@@ -44,7 +44,13 @@ impl RopeTable {
         let [t, h, _] = rope.sections;
         for position in positions {
             for (j, f) in self.frequencies.iter().enumerate() {
-                let axis = if j < t { 0 } else if j < t + h { 1 } else { 2 };
+                let axis = if j < t {
+                    0
+                } else if j < t + h {
+                    1
+                } else {
+                    2
+                };
                 push(&mut self.cos, &mut self.sin, position[axis] as f32 * f);
             }
         }

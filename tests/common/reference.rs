@@ -50,7 +50,8 @@ pub fn rotate(head: &[f64], angles: &[f64]) -> Vec<f64> {
 /// One query over `keys` and `values`, rows of `q.len()`.
 pub fn attention(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
     let scale = 1.0 / (q.len() as f64).sqrt();
-    let scores: Vec<f64> = keys.iter().map(|k| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * scale).collect();
+    let scores: Vec<f64> =
+        keys.iter().map(|k| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() * scale).collect();
     let max = scores.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
     let sum: f64 = weights.iter().sum();

@@ -46,7 +46,9 @@ impl Weights {
 
     pub(super) fn dense<'a>(&self, id: WeightId, checkpoint: &'a Checkpoint) -> DenseMatrix<'a> {
         match &self.0[id.0] {
-            Bound::Dense { tensor, dtype, n, k } => DenseMatrix::new(checkpoint.bytes(tensor), *dtype, *n, *k),
+            Bound::Dense { tensor, dtype, n, k } => {
+                DenseMatrix::new(checkpoint.bytes(tensor), *dtype, *n, *k)
+            }
             _ => unreachable!("the graph names a dense matrix"),
         }
     }
@@ -87,11 +89,12 @@ fn bind(weight: &Weight, checkpoint: &Checkpoint, pool: &mut Pool) -> Result<Bou
                     help: format!("this build runs groups of up to {MAX_GROUP} inputs"),
                 });
             }
-            let linear = Linear { name: weight.name.clone(), n, k, bias: false, format: WeightFormat::Int4 { group } };
+            let linear =
+                Linear { name: weight.name.clone(), n, k, bias: false, format: WeightFormat::Int4 { group } };
             // Checks the shapes and types that the packer relies on.
             checkpoint.awq_linear(&linear)?;
-            let [qweight, qzeros, scales] =
-                ["qweight", "qzeros", "scales"].map(|part| checkpoint.tensor(&format!("{}.{part}", weight.name)));
+            let [qweight, qzeros, scales] = ["qweight", "qzeros", "scales"]
+                .map(|part| checkpoint.tensor(&format!("{}.{part}", weight.name)));
             let (qweight, qzeros, scales) = (qweight?, qzeros?, scales?);
             let source = AwqSource { qweight: qweight.bytes, qzeros: qzeros.bytes, scales: scales.bytes };
             let packed = Int4Matrix::from_awq(pool, &source, n, k, group);

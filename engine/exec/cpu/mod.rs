@@ -107,7 +107,10 @@ impl CpuExecutor {
             kv: KvPages::new(plan.kv_pages(), text.num_hidden_layers, heads(&plan)),
             scratch: (0..pool.threads()).map(|_| zeros(thread_bytes)).collect(),
             rounded: rounded_rows(&plan),
-            angles: RopeTable::with_capacity(plan.prefill.bounds.tokens.max(plan.options.max_seqs), text.head_dim()),
+            angles: RopeTable::with_capacity(
+                plan.prefill.bounds.tokens.max(plan.options.max_seqs),
+                text.head_dim(),
+            ),
             slices: Vec::new(),
             config: plan.config.vision.clone(),
             pool,
@@ -149,8 +152,10 @@ fn rounded_rows(plan: &Plan) -> QuantizedRows {
         for node in &program.graph.nodes {
             let Op::Linear { parts, k, .. } = &node.op else { continue };
             let weight = program.graph.weight(parts[0].weight).kind;
-            if let qwenvl_graph::WeightKind::Matrix { format: qwenvl_graph::weights::WeightFormat::Int4 { group }, .. } =
-                weight
+            if let qwenvl_graph::WeightKind::Matrix {
+                format: qwenvl_graph::weights::WeightFormat::Int4 { group },
+                ..
+            } = weight
             {
                 out.reserve(program.bounds.tokens, *k, group);
             }
@@ -192,7 +197,10 @@ impl Executor for CpuExecutor {
             Phase::Decode => &self.plan.decode,
         };
         let n = call.tokens.len();
-        assert!(n <= program.bounds.tokens && call.logit_rows.len() <= program.bounds.logit_rows, "{n} tokens");
+        assert!(
+            n <= program.bounds.tokens && call.logit_rows.len() <= program.bounds.logit_rows,
+            "{n} tokens"
+        );
         assert!([call.positions.len(), call.visual_index.len(), call.slots.len()] == [n; 3]);
         debug_assert!(call.page_table.iter().all(|p| (*p as usize) < self.plan.kv_pages()));
         debug_assert!(call.slots.iter().all(|s| *s as usize / KV_PAGE_TOKENS < self.plan.kv_pages()));
@@ -228,7 +236,14 @@ impl Executor for CpuExecutor {
 }
 
 /// Runs every step, tiled segments tile by tile.
-fn run(program: &Program, patches: usize, weights: &Weights, checkpoint: &Checkpoint, memory: &mut Memory, call: &Call) {
+fn run(
+    program: &Program,
+    patches: usize,
+    weights: &Weights,
+    checkpoint: &Checkpoint,
+    memory: &mut Memory,
+    call: &Call,
+) {
     for Segment { steps, tile_rows } in &program.segments {
         let rounds = match tile_rows {
             Some(tile) => patches.div_ceil(*tile),

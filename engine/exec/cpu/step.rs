@@ -66,12 +66,14 @@ pub(super) fn run(
     } else {
         match second {
             None => {
-                let [x, out] = arena.get_disjoint_mut([x_at, out_at]).expect("the plan keeps live values apart");
+                let [x, out] =
+                    arena.get_disjoint_mut([x_at, out_at]).expect("the plan keeps live values apart");
                 (x, None, out)
             }
             Some(second) => {
                 let ranges = [x_at, second, out_at];
-                let [x, second, out] = arena.get_disjoint_mut(ranges).expect("the plan keeps live values apart");
+                let [x, second, out] =
+                    arena.get_disjoint_mut(ranges).expect("the plan keeps live values apart");
                 (x, Some(second), out)
             }
         }
@@ -83,7 +85,8 @@ pub(super) fn run(
                 matrix: weights.matrix(part.weight, checkpoint),
                 bias: part.bias.map(|b| weights.vector(b)),
             };
-            let stacked: [Part; MAX_PARTS] = std::array::from_fn(|i| bound(parts.get(i).unwrap_or(&parts[0])));
+            let stacked: [Part; MAX_PARTS] =
+                std::array::from_fn(|i| bound(parts.get(i).unwrap_or(&parts[0])));
             let finish = match epilogue {
                 Epilogue::Store => Finish::Store,
                 Epilogue::Activate(activation) => Finish::Activate(*activation),
@@ -126,7 +129,9 @@ pub(super) fn run(
             attention::paged(isa, pool, kv, *layer, x, call.seqs, call.page_table, out, scratch);
         }
         Op::MergeRows { .. } => out.copy_from_slice(x),
-        Op::SelectRows => embed::select_rows(x, program.graph.value(output).shape.cols, decoder(call).logit_rows, out),
+        Op::SelectRows => {
+            embed::select_rows(x, program.graph.value(output).shape.cols, decoder(call).logit_rows, out)
+        }
         Op::Patchify | Op::Embed { .. } | Op::WriteKv { .. } => unreachable!("handled above"),
     }
 }
