@@ -268,7 +268,7 @@ fn text_config(s: &Section, root: &Section) -> Result<TextConfig> {
             ),
         ));
     }
-    if config.head_dim() % 8 != 0 {
+    if !config.head_dim().is_multiple_of(8) {
         return Err(s.error(
             "hidden_size",
             config.hidden_size,
@@ -328,7 +328,7 @@ fn vision_config(s: &Section) -> Result<VisionConfig> {
             format!("a divisor of embed_dim {}", config.embed_dim),
         ));
     }
-    if config.head_dim() % 8 != 0 {
+    if !config.head_dim().is_multiple_of(8) {
         return Err(s.error(
             "embed_dim",
             config.embed_dim,

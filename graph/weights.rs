@@ -221,7 +221,7 @@ fn quantised_format(config: &ModelConfig, n: usize, k: usize) -> Result<WeightFo
     match config.quantization {
         Quantization::None => Ok(WeightFormat::Dense(config.dtype)),
         Quantization::Awq { group_size } => {
-            if n % 8 != 0 || k % group_size != 0 {
+            if !n.is_multiple_of(8) || !k.is_multiple_of(group_size) {
                 return Err(fail(format!(
                     "outputs divisible by 8 and inputs divisible by group_size {group_size}"
                 )));
@@ -230,7 +230,7 @@ fn quantised_format(config: &ModelConfig, n: usize, k: usize) -> Result<WeightFo
         }
         Quantization::Gptq { bits, group_size, .. } => {
             let per_word = 32 / bits as usize;
-            if n % per_word != 0 || k % per_word != 0 {
+            if !n.is_multiple_of(per_word) || !k.is_multiple_of(per_word) {
                 return Err(fail(format!("inputs and outputs divisible by {per_word}")));
             }
             let group = group_size.unwrap_or(k);

@@ -214,10 +214,10 @@ fn awq_unpacks_as_the_reference_library_does() {
         let mut row = vec![0; n_size];
         for k in 0..k_size {
             awq.codes_row(k, &mut row);
-            for n in 0..n_size {
+            for (n, in_row) in row.iter().enumerate() {
                 let at = k * n_size + n;
                 assert_eq!(f64::from(awq.code(k, n)), codes[at], "{desc}: code {k},{n}");
-                assert_eq!(row[n], awq.code(k, n), "{desc}: row {k}, {n}");
+                assert_eq!(*in_row, awq.code(k, n), "{desc}: row {k}, {n}");
                 // The vectors write negative zero as -0.0, which equals 0.
                 assert_eq!(awq.weight(k, n).to_f64(), dequantised[at], "{desc}: weight {k},{n}");
             }

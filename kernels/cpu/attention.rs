@@ -23,7 +23,7 @@ use super::{Isa, Pool, dispatch};
 use crate::kernels::SeqRows;
 
 const KEYS: usize = ATTENTION_KEYS;
-const _: () = assert!(KV_PAGE_TOKENS == ATTENTION_KEYS && KEYS % 16 == 0);
+const _: () = assert!(KV_PAGE_TOKENS == ATTENTION_KEYS && KEYS.is_multiple_of(16));
 
 /// Scratch of one thread: as many f32 as the plan's kernel states.
 struct Scratch<'a> {
@@ -88,7 +88,7 @@ pub fn vision(
     scratch: &mut [Vec<f32>],
 ) {
     let width = n_heads * d;
-    assert!(d % 8 == 0 && out.len() == rows.len() * width && qkv.len() % (3 * width) == 0);
+    assert!(d.is_multiple_of(8) && out.len() == rows.len() * width && qkv.len().is_multiple_of(3 * width));
     assert!(scratch.len() >= pool.threads());
     let block = |slice: &Range<usize>| {
         let start = slice.start.max(rows.start);
@@ -256,7 +256,7 @@ pub fn paged(
     let Heads { n_heads, n_kv_heads, head_dim: d } = kv.heads;
     let (width, per_key) = (n_heads * d, n_heads / n_kv_heads);
     let block_tokens = (ATTENTION_ROWS / per_key).max(1);
-    assert!(q.len() == out.len() && q.len() % width == 0 && d % 8 == 0);
+    assert!(q.len() == out.len() && q.len().is_multiple_of(width) && d % 8 == 0);
     assert!(scratch.len() >= pool.threads());
     let blocks: usize = seqs.iter().map(|s| s.tokens.len().div_ceil(block_tokens)).sum();
     let scale = 1.0 / (d as f32).sqrt();

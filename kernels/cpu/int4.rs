@@ -60,7 +60,14 @@ impl Int4Matrix {
     /// If the sizes are not those of an AWQ matrix `[n, k]` with this group: `n` and `group`
     /// multiples of 8, `k` of `group`, `group` at most [`MAX_GROUP`].
     pub fn from_awq(pool: &mut Pool, source: &AwqSource, n: usize, k: usize, group: usize) -> Int4Matrix {
-        assert!(n % 8 == 0 && group % 8 == 0 && group <= MAX_GROUP && k % group == 0 && k > 0 && n > 0);
+        assert!(
+            n.is_multiple_of(8)
+                && group.is_multiple_of(8)
+                && group <= MAX_GROUP
+                && k.is_multiple_of(group)
+                && k > 0
+                && n > 0
+        );
         let groups = k / group;
         assert_eq!(source.qweight.len(), k * n / 2);
         assert_eq!(source.qzeros.len(), groups * n / 2);
@@ -223,7 +230,7 @@ impl QuantizedRows {
     /// # Panics
     /// If `k` is not a multiple of `group`, `group` of 8, or `x` has not `m·k` elements.
     pub fn quantize(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], m: usize, k: usize, group: usize) {
-        assert!(k % group == 0 && group % 8 == 0 && x.len() == m * k);
+        assert!(k.is_multiple_of(group) && group.is_multiple_of(8) && x.len() == m * k);
         self.reserve(m, k, group);
         (self.m, self.group, self.groups) = (m, group, k / group);
         let (groups, total) = (self.groups, m * k);
@@ -325,7 +332,7 @@ pub fn accumulate(
     ldc: usize,
     scratch: &mut [f32],
 ) {
-    assert!(n0 % STRIP == 0 && n0 + n <= w.n && n.next_multiple_of(STRIP) <= ldc);
+    assert!(n0.is_multiple_of(STRIP) && n0 + n <= w.n && n.next_multiple_of(STRIP) <= ldc);
     assert!(x.group == w.group && x.groups * x.group == w.k && m0 + m <= x.m);
     assert!(m == 0 || c.len() >= m * ldc);
     assert!(scratch.len() >= self::scratch(w.group));

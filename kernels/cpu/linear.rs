@@ -207,9 +207,9 @@ pub fn linear(
                     if part < 2 {
                         y.chunks_exact_mut(heads.head_dim).for_each(|head| table.rotate(row, head));
                     }
-                    // SAFETY: tasks own disjoint rows, hence slots, and disjoint heads.
                     match part {
                         0 => store(y),
+                        // SAFETY: tasks own disjoint rows, hence slots, and disjoint heads.
                         _ => unsafe { write_kv(kv, part == 1, *layer, slots[row], n0, heads.head_dim, y) },
                     }
                 }

@@ -38,7 +38,7 @@ pub fn layer_norm(
 }
 
 fn each_row(pool: &mut Pool, x: &[f32], cols: usize, out: &mut [f32], f: impl Fn(&[f32], &mut [f32]) + Sync) {
-    assert!(x.len() == out.len() && x.len() % cols == 0);
+    assert!(x.len() == out.len() && x.len().is_multiple_of(cols));
     pool.run_on_chunks(out, cols, (8192 / cols).max(1), |first, out| {
         for (x, out) in x[first * cols..].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
             f(x, out);

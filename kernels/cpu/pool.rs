@@ -120,7 +120,7 @@ impl Pool {
         rows: usize,
         f: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        assert!(out.len() % cols == 0 && rows > 0);
+        assert!(out.len().is_multiple_of(cols) && rows > 0);
         let total = out.len();
         let shared = SharedMut::new(out);
         self.run(total.div_ceil(rows * cols), |task, _| {
@@ -141,7 +141,7 @@ impl Drop for Finish<'_> {
         while self.0.active.load(Ordering::Acquire) != 0 {
             spins += 1;
             // On a machine with fewer free cores than threads, let the worker have this one.
-            if spins % 4096 == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
     }
 }

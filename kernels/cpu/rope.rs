@@ -123,7 +123,12 @@ pub fn rotate_rows(
     head_dim: usize,
     out: &mut [f32],
 ) {
-    assert!(x.len() == out.len() && x.len() % cols == 0 && rotated <= cols && rotated % head_dim == 0);
+    assert!(
+        x.len() == out.len()
+            && x.len().is_multiple_of(cols)
+            && rotated <= cols
+            && rotated.is_multiple_of(head_dim)
+    );
     pool.run_on_chunks(out, cols, 16, |first, out| {
         for (i, out) in out.chunks_exact_mut(cols).enumerate() {
             out.copy_from_slice(&x[(first + i) * cols..][..cols]);

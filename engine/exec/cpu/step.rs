@@ -182,12 +182,11 @@ fn patchify_rows(
     let cols = config.patch_dim();
     let table = call.normalize.table();
     pool.run_on_chunks(out, cols, 64, |first, out| {
-        let mut row = rows.start + first;
-        for out in out.chunks_exact_mut(cols) {
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            let row = rows.start + first + i;
             let at = slices.partition_point(|s| s.end <= row);
             let slice = call.slices[at];
             patchify::write_patch(slice.visual, slice.t, row - slices[at].start, &table, config, out);
-            row += 1;
         }
     });
 }
