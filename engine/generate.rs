@@ -19,7 +19,7 @@ use crate::request::{Answer, DEFAULT_MAX_TOKENS, FinishReason, Token, Usage};
 use crate::sampler::{Sampler, TokenSet};
 use crate::vision::Normalize;
 
-/// Names a request between [`Scheduler::submit`] and its end.
+/// Names a request between [`Engine::submit`](crate::Engine::submit) and its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 

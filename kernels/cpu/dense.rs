@@ -1,4 +1,4 @@
-//! dense: C[m,n] += X[m,k] · W[n,k]ᵀ for weights in f32, f16 or bf16, row-major as in the file.
+//! dense: `C[m,n] += X[m,k] · W[n,k]ᵀ` for weights in f32, f16 or bf16, row-major as in the file.
 //!
 //! order   per output, k in blocks of `DENSE_K_BLOCK` (256): within a block eight partial sums, one
 //!         for each k mod 8, by fused multiply-add in ascending k, joined by the tree of

@@ -1,4 +1,4 @@
-//! int4: C[m,n] += X[m,k] · ((Q − Z) · S)[n,k]ᵀ for 4-bit weights with a scale and a zero point for
+//! int4: `C[m,n] += X[m,k] · ((Q − Z) · S)[n,k]ᵀ` for 4-bit weights with a scale and a zero point for
 //! each output and group of inputs.
 //!
 //! math    each row of X is rounded, group by group, to 16-bit integers x ≈ xs·xq with xs = max|x|/32767.
