@@ -104,3 +104,15 @@ fn every_sample_is_answered_as_by_the_reference_in_one_batch() {
         }
     }
 }
+
+#[test]
+fn the_plain_graph_gives_the_tokens_of_the_fused_one() {
+    let samples = samples();
+    let mut answers = [true, false].map(|fuse| {
+        let options = EngineOptions { max_seqs: 4, fuse, ..options() };
+        let mut engine = Engine::load(Checkpoint::tiny().unwrap(), &options).unwrap();
+        together(&mut engine, &samples).into_iter().map(|a| a.token_ids).collect::<Vec<_>>()
+    });
+    let plain = std::mem::take(&mut answers[1]);
+    assert_eq!(answers[0], plain);
+}
