@@ -15,6 +15,8 @@ pub const ATTENTION_ROWS: usize = 64;
 /// Inputs after which a dense dot product on the CPU folds its partial sums. Part of the numeric
 /// contract: changing it changes the bits of every result.
 pub const DENSE_K_BLOCK: usize = 256;
+/// Rows of the input that a dense linear layer on the CPU packs at a time.
+pub const DENSE_PACKED_ROWS: usize = 12;
 /// Rows of a tile of a linear layer on the CPU.
 const BLOCK_M: usize = 96;
 /// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads.
@@ -54,7 +56,11 @@ pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device)
             let tile_bytes = (tiles * kernel.block_m * kernel.block_n * 4) as u64;
             let m = rows(graph, node.inputs[0], *k, sizes) as u64;
             match matrix_format(graph, parts[0].weight) {
-                WeightFormat::Dense(_) => kernel.thread_bytes = tile_bytes + 4 * DENSE_K_BLOCK as u64 * 4,
+                // Converted weights of a block of inputs, and packed rows.
+                WeightFormat::Dense(_) => {
+                    let floats = (kernel.block_n + DENSE_PACKED_ROWS) * DENSE_K_BLOCK;
+                    kernel.thread_bytes = tile_bytes + 4 * floats as u64;
+                }
                 WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => {
                     // One unpacked strip of 16 outputs per thread; the quantised input for all.
                     kernel.thread_bytes = tile_bytes + (16 * group * 2) as u64;
@@ -63,7 +69,8 @@ pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device)
             }
         }
         Op::VisionAttention { head_dim, .. } => {
-            kernel.thread_bytes = attention_bytes(ATTENTION_ROWS, *head_dim);
+            kernel.thread_bytes =
+                attention_bytes(ATTENTION_ROWS, *head_dim) + 4 * (head_dim * ATTENTION_KEYS) as u64;
         }
         Op::PagedAttention { heads, .. } => {
             kernel.thread_bytes =
@@ -75,6 +82,7 @@ pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device)
 }
 
 /// Scratch of one attention task: scaled queries, transposed keys, scores, outputs, row statistics.
+/// Vision attention also packs a tile of values.
 fn attention_bytes(rows: usize, head_dim: usize) -> u64 {
     let floats = 2 * rows * head_dim + head_dim * ATTENTION_KEYS + rows * ATTENTION_KEYS + 2 * rows;
     4 * floats as u64

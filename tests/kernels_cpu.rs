@@ -12,7 +12,7 @@ use qwenvl::kernels::cpu::dense::DenseMatrix;
 use qwenvl::kernels::cpu::int4::{AwqSource, Int4Matrix, QuantizedRows};
 use qwenvl::kernels::cpu::linear::{Blocking, Finish, Matrix, Part, linear};
 use qwenvl::kernels::cpu::rope::RopeTable;
-use qwenvl::kernels::cpu::{Isa, Pool, embed, norm, pointwise, rope};
+use qwenvl::kernels::cpu::{Aligned, Isa, Pool, embed, norm, pointwise, rope};
 use qwenvl_graph::op::{Heads, MRope};
 use qwenvl_graph::{Activation, DType};
 
@@ -44,13 +44,14 @@ fn encode(values: &[f32], dtype: DType) -> (Vec<u8>, Vec<f64>) {
 struct Rig {
     isa: Isa,
     pool: Pool,
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Aligned<f32>>,
     rounded: QuantizedRows,
 }
 
 impl Rig {
     fn new(isa: Isa, threads: usize) -> Rig {
-        let scratch = vec![vec![POISON; 96 * 160 * 2 + 16 * 512]; threads];
+        let mut scratch = vec![Aligned::zeroed(96 * 160 * 2 + 256 * 256); threads];
+        scratch.iter_mut().for_each(|s| s.fill(POISON));
         Rig { isa, pool: Pool::new(threads).unwrap(), scratch, rounded: QuantizedRows::default() }
     }
 

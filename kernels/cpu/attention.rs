@@ -3,7 +3,8 @@
 //! order   keys in tiles of 64 at absolute positions, ascending; online softmax: each tile rescales what
 //!         came before by e^(old max − new max). A query's bits depend on its own keys only: not on the
 //!         batch, the chunk it came in, or the rows it is computed with.
-//! layout  vision: q, k, v side by side in `[patches, 3·heads·d]`; keys are transposed tile by tile.
+//! layout  vision: q, k, v side by side in `[patches, 3·heads·d]`; keys and values are copied tile by tile,
+//!         keys transposed: rows 15 KiB apart would share a few sets of the cache.
 //!         decoder: pages `[page][layer][kv_head]`, each K transposed `[d, 64]` and then V `[64, d]`, so that
 //!         both products read 16 contiguous floats per step.
 //! tile    6 query rows x 16 columns: 12 accumulators. In the decoder all query heads of a key head are
@@ -19,7 +20,7 @@ use qwenvl_graph::op::Heads;
 use super::pointwise::exp;
 use super::shared::SharedMut;
 use super::simd::Simd;
-use super::{Isa, Pool, dispatch};
+use super::{Aligned, Isa, Pool, dispatch};
 use crate::kernels::SeqRows;
 
 const KEYS: usize = ATTENTION_KEYS;
@@ -39,6 +40,8 @@ struct Scratch<'a> {
     max: &'a mut [f32],
     /// Σ e^(score − max) so far, of each row.
     sum: &'a mut [f32],
+    /// `[64, d]` in the vision tower, empty in the decoder.
+    values: &'a mut [f32],
 }
 
 impl<'a> Scratch<'a> {
@@ -48,7 +51,8 @@ impl<'a> Scratch<'a> {
         let (scores, rest) = rest.split_at_mut(rows * KEYS);
         let (outputs, rest) = rest.split_at_mut(rows * d);
         let (max, rest) = rest.split_at_mut(rows);
-        Scratch { queries, keys, scores, outputs, max, sum: &mut rest[..rows] }
+        let (sum, values) = rest.split_at_mut(rows);
+        Scratch { queries, keys, scores, outputs, max, sum, values }
     }
 
     fn start(&mut self) {
@@ -58,14 +62,8 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// One tile of keys for all rows: `V` has rows of `ldv` floats; `visible(row)` keys count.
-struct KeyTile<'a> {
-    d: usize,
-    /// `None`: the transposed keys are in the scratch.
-    keys: Option<&'a [f32]>,
-    values: &'a [f32],
-    ldv: usize,
-}
+/// One tile of keys and values, `[d, 64]` and `[64, d]`; `None` if they are in the scratch.
+type Page<'a> = Option<(&'a [f32], &'a [f32])>;
 
 /// Attention within the temporal slices of one vision call.
 ///
@@ -85,7 +83,7 @@ pub fn vision(
     n_heads: usize,
     d: usize,
     out: &mut [f32],
-    scratch: &mut [Vec<f32>],
+    scratch: &mut [Aligned<f32>],
 ) {
     let width = n_heads * d;
     assert!(d.is_multiple_of(8) && out.len() == rows.len() * width && qkv.len().is_multiple_of(3 * width));
@@ -125,15 +123,14 @@ pub fn vision(
         for first in slice.clone().step_by(KEYS) {
             let count = KEYS.min(slice.end - first);
             for key in 0..count {
-                let k = &qkv[(first + key) * 3 * width + width + head * d..][..d];
-                for (c, x) in k.iter().enumerate() {
+                let row = &qkv[(first + key) * 3 * width + head * d..];
+                for (c, x) in row[width..width + d].iter().enumerate() {
                     s.keys[c * KEYS + key] = *x;
                 }
+                s.values[key * d..(key + 1) * d].copy_from_slice(&row[2 * width..2 * width + d]);
             }
-            let values = &qkv[first * 3 * width + 2 * width + head * d..];
-            let tile = KeyTile { d, keys: None, values, ldv: 3 * width };
-            // SAFETY: `values` has a row of `d` at each multiple of `ldv` below `count`.
-            unsafe { attend(isa, &mut s, &tile, &|_| count) };
+            // SAFETY: the scratch holds a tile.
+            unsafe { attend(isa, &mut s, d, None, &|_| count) };
         }
         for (i, row) in queries.enumerate() {
             let to = (row - rows.start) * width + head * d;
@@ -147,14 +144,14 @@ pub fn vision(
 pub struct KvPages {
     layers: usize,
     heads: Heads,
-    data: Vec<f32>,
+    data: Aligned<f32>,
 }
 
 impl KvPages {
     /// Room for `pages` pages. The memory is only taken as pages are written.
     pub fn new(pages: usize, layers: usize, heads: Heads) -> KvPages {
         let len = pages * layers * heads.n_kv_heads * 2 * heads.head_dim * KV_PAGE_TOKENS;
-        KvPages { layers, heads, data: vec![0.0; len] }
+        KvPages { layers, heads, data: Aligned::zeroed(len) }
     }
 
     /// Overwrites everything, so that a test sees what is read before it is written.
@@ -251,7 +248,7 @@ pub fn paged(
     seqs: &[SeqRows],
     page_table: &[u32],
     out: &mut [f32],
-    scratch: &mut [Vec<f32>],
+    scratch: &mut [Aligned<f32>],
 ) {
     let Heads { n_heads, n_kv_heads, head_dim: d } = kv.heads;
     let (width, per_key) = (n_heads * d, n_heads / n_kv_heads);
@@ -294,10 +291,9 @@ pub fn paged(
         let pages = &page_table[seq.pages.clone()];
         for (i, first) in (0..seen(rows - 1)).step_by(KEYS).enumerate() {
             let page = kv.at(pages[i] as usize, layer, head);
-            let (keys, values) = kv.data[page..page + 2 * d * KEYS].split_at(d * KEYS);
-            let tile = KeyTile { d, keys: Some(keys), values, ldv: d };
-            // SAFETY: a page holds 64 rows of `d` values.
-            unsafe { attend(isa, &mut s, &tile, &|row| seen(row).saturating_sub(first).min(KEYS)) };
+            let tile = Some(kv.data[page..page + 2 * d * KEYS].split_at(d * KEYS));
+            // SAFETY: a page holds a tile.
+            unsafe { attend(isa, &mut s, d, tile, &|row| seen(row).saturating_sub(first).min(KEYS)) };
         }
         for row in 0..rows {
             let to = columns(row);
@@ -314,16 +310,17 @@ fn finish(s: &Scratch, row: usize, d: usize, out: &mut [f32]) {
     }
 }
 
-dispatch!(fn attend => attend_body(s: &mut Scratch, tile: &KeyTile, visible: &dyn Fn(usize) -> usize));
+dispatch!(fn attend => attend_body(s: &mut Scratch, d: usize, page: Page, visible: &dyn Fn(usize) -> usize));
 
+/// Takes one tile of keys and values into all rows; `visible(row)` of its keys count for a row.
+///
 /// # Safety
-/// `tile.values` has `d` floats at each multiple of `ldv` below the largest `visible`.
+/// None beyond the processor's features: extents are asserted.
 #[inline(always)]
-unsafe fn attend_body<S: Simd>(s: &mut Scratch, tile: &KeyTile, visible: &dyn Fn(usize) -> usize) {
-    let d = tile.d;
+unsafe fn attend_body<S: Simd>(s: &mut Scratch, d: usize, page: Page, visible: &dyn Fn(usize) -> usize) {
     let rows = s.max.len();
-    let keys = tile.keys.unwrap_or(s.keys);
-    assert!(keys.len() >= d * KEYS && s.queries.len() >= rows * d);
+    let (keys, values) = page.unwrap_or((s.keys, s.values));
+    assert!(keys.len() >= d * KEYS && values.len() >= d * KEYS && s.queries.len() >= rows * d);
     // SAFETY: queries [rows, d], keys [d, 64], scores [rows, 64].
     unsafe {
         s.scores.fill(0.0);
@@ -373,20 +370,9 @@ unsafe fn attend_body<S: Simd>(s: &mut Scratch, tile: &KeyTile, visible: &dyn Fn
             s.max[row] = max;
         }
     }
-    assert!(most == 0 || tile.values.len() >= (most - 1) * tile.ldv + d);
-    // SAFETY: scores [rows, most], values [most, d] by the assertion, outputs [rows, d].
+    // SAFETY: scores [rows, most], values [most, d], outputs [rows, d].
     unsafe {
-        multiply::<S>(
-            s.scores.as_ptr(),
-            KEYS,
-            rows,
-            tile.values.as_ptr(),
-            tile.ldv,
-            d,
-            most,
-            s.outputs.as_mut_ptr(),
-            d,
-        );
+        multiply::<S>(s.scores.as_ptr(), KEYS, rows, values.as_ptr(), d, d, most, s.outputs.as_mut_ptr(), d);
     }
 }
 

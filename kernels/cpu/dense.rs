@@ -3,25 +3,32 @@
 //! order   per output, k in blocks of `DENSE_K_BLOCK` (256): within a block eight partial sums, one
 //!         for each k mod 8, by fused multiply-add in ascending k, joined by the tree of
 //!         `Simd::sum`; blocks are added in ascending order. Independent of m, n and tiles.
-//! layout  W is read where the file is mapped, never copied whole. Up to four rows of X: weights are
-//!         converted in registers, each read once. More: a strip of 3 x 256 weights is converted
-//!         into 3 KiB of scratch that stays in L1 while all rows of the tile pass.
-//! tile    4 rows x 3 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds.
+//! layout  W is read where the file is mapped, never copied whole. Up to three rows of X: weights are
+//!         converted in registers, each read once. More: a block of n x 256 weights is converted into
+//!         scratch that stays in L2 while all rows of the tile pass, twelve at a time, packed, in L1.
+//! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds.
 //! bytes   n·k·size of W once per tile of rows; X from cache.
-//! bound   m <= 4: memory bandwidth; m >= 32: fused multiply-adds, 2·m·n·k FLOP.
+//! bound   m <= 3: memory bandwidth; m >= 32: fused multiply-adds, 2·m·n·k FLOP.
 
 use qwenvl_graph::DType;
-use qwenvl_graph::kernel::DENSE_K_BLOCK;
+use qwenvl_graph::kernel::{DENSE_K_BLOCK, DENSE_PACKED_ROWS};
 
 use super::simd::Simd;
 use super::{Isa, dispatch};
 
 /// Rows of X up to which weights are converted in registers.
-const DIRECT_ROWS: usize = 4;
-/// Outputs whose converted weights are in scratch at a time.
-const STRIP: usize = 3;
-/// f32 of scratch that [`accumulate`] needs.
-pub const SCRATCH: usize = STRIP * DENSE_K_BLOCK;
+const DIRECT_ROWS: usize = TILE_ROWS;
+/// Rows of a register tile.
+const TILE_ROWS: usize = 3;
+/// Outputs of a register tile.
+const TILE_OUTPUTS: usize = 4;
+/// Rows of X that are packed at a time.
+const PACKED_ROWS: usize = DENSE_PACKED_ROWS;
+
+/// f32 of scratch that [`accumulate`] needs for `n` outputs.
+pub const fn scratch(n: usize) -> usize {
+    (n + PACKED_ROWS) * DENSE_K_BLOCK
+}
 
 /// A row-major matrix `[n, k]` of f32, f16 or bf16 in little-endian bytes, which need not be aligned.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +84,7 @@ impl<'a> DenseMatrix<'a> {
 ///
 /// # Panics
 /// If a slice is too short for `m` rows, or `n0 + n` is beyond the matrix, or `scratch` is shorter
-/// than [`SCRATCH`].
+/// than [`scratch`] says.
 pub fn accumulate(
     isa: Isa,
     w: &DenseMatrix,
@@ -91,7 +98,7 @@ pub fn accumulate(
 ) {
     assert!(n0 + n <= w.n && n <= ldc && x.len() == m * w.k);
     assert!(m == 0 || c.len() >= (m - 1) * ldc + n);
-    assert!(scratch.len() >= SCRATCH);
+    assert!(scratch.len() >= self::scratch(n));
     let size = w.dtype.size_bytes() as usize;
     let start = &w.bytes[n0 * w.k * size..];
     let tile = Tile {
@@ -115,7 +122,7 @@ pub fn accumulate(
 }
 
 /// Pointers to `n` rows of `k` weights, `m` rows of `k` inputs, `m` rows of `ldc` outputs, and
-/// `SCRATCH` floats.
+/// `scratch(n)` floats.
 struct Tile {
     w: *const u8,
     k: usize,
@@ -223,52 +230,70 @@ unsafe fn run<S: Simd, E: Elem>(t: &Tile) {
         if t.m <= DIRECT_ROWS {
             let mut n = 0;
             while n < t.n {
-                let rows = (t.n - n).min(STRIP);
+                let outputs = (t.n - n).min(TILE_OUTPUTS);
                 let mut k0 = 0;
                 while k0 < t.k {
                     let len = (t.k - k0).min(DENSE_K_BLOCK);
                     let w = t.w.add((n * t.k + k0) * E::SIZE);
-                    strip::<S, E>(rows, t.m, w, t.k, len, t.x.add(k0), t.k, t.c.add(n), t.ldc);
+                    tile::<S, E>(outputs, t.m, w, t.k, len, t.x.add(k0), t.k, t.c.add(n), t.ldc);
                     k0 += len;
                 }
-                n += rows;
+                n += outputs;
             }
             return;
         }
-        let mut n = 0;
-        while n < t.n {
-            let rows = (t.n - n).min(STRIP);
-            let mut k0 = 0;
-            while k0 < t.k {
-                let len = (t.k - k0).min(DENSE_K_BLOCK);
-                for r in 0..rows {
-                    let from = t.w.add(((n + r) * t.k + k0) * E::SIZE);
-                    let mut k = 0;
-                    while k < len {
-                        let v = load_some::<S, E>(from.add(k * E::SIZE), len - k);
-                        S::store(t.scratch.add(r * DENSE_K_BLOCK + k), v);
-                        k += 8;
-                    }
-                }
-                let mut i = 0;
-                while i < t.m {
-                    let count = (t.m - i).min(4);
-                    let x = t.x.add(i * t.k + k0);
-                    let c = t.c.add(i * t.ldc + n);
-                    strip::<S, F32>(rows, count, t.scratch.cast(), DENSE_K_BLOCK, len, x, t.k, c, t.ldc);
-                    i += count;
-                }
-                k0 += len;
+        let (weights, rows) = (t.scratch, t.scratch.add(t.n * DENSE_K_BLOCK));
+        let mut k0 = 0;
+        while k0 < t.k {
+            let len = (t.k - k0).min(DENSE_K_BLOCK);
+            // What is padded with zeros adds nothing.
+            let padded = len.next_multiple_of(8);
+            for n in 0..t.n {
+                convert::<S, E>(t.w.add((n * t.k + k0) * E::SIZE), len, weights.add(n * DENSE_K_BLOCK));
             }
-            n += rows;
+            let mut i = 0;
+            while i < t.m {
+                let count = (t.m - i).min(PACKED_ROWS);
+                for r in 0..count {
+                    let from = t.x.add((i + r) * t.k + k0).cast();
+                    convert::<S, F32>(from, len, rows.add(r * DENSE_K_BLOCK));
+                }
+                let mut n = 0;
+                while n < t.n {
+                    let outputs = (t.n - n).min(TILE_OUTPUTS);
+                    let w = weights.add(n * DENSE_K_BLOCK).cast();
+                    let mut r = 0;
+                    while r < count {
+                        let m = (count - r).min(TILE_ROWS);
+                        let (x, c) = (rows.add(r * DENSE_K_BLOCK), t.c.add((i + r) * t.ldc + n));
+                        tile::<S, F32>(outputs, m, w, DENSE_K_BLOCK, padded, x, DENSE_K_BLOCK, c, t.ldc);
+                        r += m;
+                    }
+                    n += outputs;
+                }
+                i += count;
+            }
+            k0 += len;
         }
     }
 }
 
-/// `c[i·ldc + j] += Σ_{k < len} x[i·ldx + k] · w[j·ldw + k]` for `j < n <= 3`, `i < m <= 4`.
+/// `len` numbers as f32, padded with zeros to whole eights.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn strip<S: Simd, E: Elem>(
+unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32) {
+    // SAFETY: the caller gives `len` elements and room for the next multiple of 8.
+    unsafe {
+        let mut k = 0;
+        while k < len {
+            S::store(to.add(k), load_some::<S, E>(from.add(k * E::SIZE), len - k));
+            k += 8;
+        }
+    }
+}
+
+/// `c[i·ldc + j] += Σ_{k < len} x[i·ldx + k] · w[j·ldw + k]` for `j < n <= 4`, `i < m <= 3`.
+#[inline(always)]
+unsafe fn tile<S: Simd, E: Elem>(
     n: usize,
     m: usize,
     w: *const u8,
@@ -282,10 +307,9 @@ unsafe fn strip<S: Simd, E: Elem>(
     // SAFETY: the caller's extents.
     unsafe {
         match (n, m) {
-            (3, 4) => dots::<S, E, 3, 4>(w, ldw, len, x, ldx, c, ldc),
-            (3, 3) => dots::<S, E, 3, 3>(w, ldw, len, x, ldx, c, ldc),
-            (3, 2) => dots::<S, E, 3, 2>(w, ldw, len, x, ldx, c, ldc),
-            (3, 1) => dots::<S, E, 3, 1>(w, ldw, len, x, ldx, c, ldc),
+            (4, 3) => dots::<S, E, 4, 3>(w, ldw, len, x, ldx, c, ldc),
+            (4, 2) => dots::<S, E, 4, 2>(w, ldw, len, x, ldx, c, ldc),
+            (4, 1) => dots::<S, E, 4, 1>(w, ldw, len, x, ldx, c, ldc),
             (n, m) => {
                 for j in 0..n {
                     for i in 0..m {
@@ -310,14 +334,18 @@ unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
 ) {
     // SAFETY: the caller's extents; the loads of the last, partial eight are bounded by `len`.
     unsafe {
-        let mut acc = [[S::splat(0.0); M]; N];
+        let mut acc = [[S::splat(0.0); N]; M];
         let mut k = 0;
         while k + 8 <= len {
-            let wv: [S::F; N] = std::array::from_fn(|j| E::load::<S>(w.add((j * ldw + k) * E::SIZE)));
+            // M rows and one weight vector at a time: with the accumulators, 16 registers.
+            let mut xv = [S::splat(0.0); M];
             for i in 0..M {
-                let xv = S::load(x.add(i * ldx + k));
-                for j in 0..N {
-                    acc[j][i] = S::fma(wv[j], xv, acc[j][i]);
+                xv[i] = S::load(x.add(i * ldx + k));
+            }
+            for j in 0..N {
+                let wv = E::load::<S>(w.add((j * ldw + k) * E::SIZE));
+                for i in 0..M {
+                    acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
                 }
             }
             k += 8;
@@ -325,21 +353,22 @@ unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
         if k < len {
             for i in 0..M {
                 let xv = load_some::<S, F32>(x.add(i * ldx + k).cast(), len - k);
-                for (j, row) in acc.iter_mut().enumerate() {
+                for j in 0..N {
                     let wv = load_some::<S, E>(w.add((j * ldw + k) * E::SIZE), len - k);
-                    row[i] = S::fma(wv, xv, row[i]);
+                    acc[i][j] = S::fma(wv, xv, acc[i][j]);
                 }
             }
         }
-        for (j, row) in acc.iter().enumerate() {
-            if M == 4 {
-                let sums = S::sum4([row[0], row[1 % M], row[2 % M], row[3 % M]]);
-                for (i, sum) in sums.iter().enumerate() {
-                    *c.add(i * ldc + j) += sum;
+        for i in 0..M {
+            let c = c.add(i * ldc);
+            if N == TILE_OUTPUTS {
+                let sums = S::sum4([acc[i][0], acc[i][1 % N], acc[i][2 % N], acc[i][3 % N]]);
+                for j in 0..N {
+                    *c.add(j) += sums[j];
                 }
             } else {
-                for (i, v) in row.iter().enumerate() {
-                    *c.add(i * ldc + j) += S::sum(*v);
+                for j in 0..N {
+                    *c.add(j) += S::sum(acc[i][j]);
                 }
             }
         }

@@ -15,7 +15,7 @@
 
 use super::shared::SharedMut;
 use super::simd::Simd;
-use super::{Isa, Pool, dispatch};
+use super::{Aligned, Isa, Pool, dispatch};
 
 /// Outputs of a strip.
 pub const STRIP: usize = 16;
@@ -33,9 +33,9 @@ pub struct Int4Matrix {
     n: usize,
     k: usize,
     group: usize,
-    codes: Vec<u32>,
-    scales: Vec<u16>,
-    zeros: Vec<u64>,
+    codes: Aligned<u32>,
+    scales: Aligned<u16>,
+    zeros: Aligned<u64>,
 }
 
 /// Where the packer finds a matrix: codes as AWQ packs them.
@@ -77,9 +77,9 @@ impl Int4Matrix {
             n,
             k,
             group,
-            codes: vec![0; strips * STRIP * k / 8],
-            scales: vec![0; strips * STRIP * groups],
-            zeros: vec![0; strips * groups],
+            codes: Aligned::zeroed(strips * STRIP * k / 8),
+            scales: Aligned::zeroed(strips * STRIP * groups),
+            zeros: Aligned::zeroed(strips * groups),
         };
         // Eight strips are one cache line of each row of the source.
         const STRIPS_PER_TASK: usize = 8;
@@ -209,20 +209,19 @@ pub struct QuantizedRows {
     group: usize,
     groups: usize,
     /// `[groups, m, group]`.
-    codes: Vec<i16>,
+    codes: Aligned<i16>,
     /// `[groups, m]`.
-    scales: Vec<f32>,
+    scales: Aligned<f32>,
     /// `[groups, m]`, sums of the codes.
-    sums: Vec<i32>,
+    sums: Aligned<i32>,
 }
 
 impl QuantizedRows {
     /// Makes room for `m·k` numbers in groups of `group`, so that rounding them allocates nothing.
     pub fn reserve(&mut self, m: usize, k: usize, group: usize) {
-        let grow = |len: usize, needed: usize| len.max(needed);
-        self.codes.resize(grow(self.codes.len(), m * k), 0);
-        self.scales.resize(grow(self.scales.len(), m * k / group), 0.0);
-        self.sums.resize(grow(self.sums.len(), m * k / group), 0);
+        self.codes.grow(m * k);
+        self.scales.grow(m * k / group);
+        self.sums.grow(m * k / group);
     }
 
     /// Rounds `x`, `[m, k]`.

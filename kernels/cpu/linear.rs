@@ -13,7 +13,7 @@ use super::int4::{self, Int4Matrix, QuantizedRows};
 use super::pointwise::{activate_slice, swiglu_slice};
 use super::rope::RopeTable;
 use super::shared::SharedMut;
-use super::{Isa, Pool};
+use super::{Aligned, Isa, Pool};
 
 /// A weight matrix `[n, k]` in the layout of its kernel.
 #[derive(Clone, Copy)]
@@ -92,7 +92,7 @@ pub struct Blocking<'a> {
     /// Outputs per tile.
     pub block_n: usize,
     /// For each thread, as many f32 as the plan states.
-    pub scratch: &'a mut [Vec<f32>],
+    pub scratch: &'a mut [Aligned<f32>],
     /// Rounded inputs of 4-bit matrices.
     pub rounded: &'a mut QuantizedRows,
 }

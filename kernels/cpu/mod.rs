@@ -8,6 +8,7 @@
 // Kernels take shapes and strides as plain numbers, and index registers by them.
 #![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
 
+mod aligned;
 pub mod attention;
 pub mod dense;
 pub mod embed;
@@ -21,6 +22,7 @@ pub mod rope;
 mod shared;
 mod simd;
 
+pub use aligned::Aligned;
 pub use pool::Pool;
 
 /// An instruction set that this processor has.

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::kernels::cpu::attention::KvPages;
 use crate::kernels::cpu::int4::QuantizedRows;
 use crate::kernels::cpu::rope::RopeTable;
-use crate::kernels::cpu::{Isa, Pool, peak};
+use crate::kernels::cpu::{Aligned, Isa, Pool, peak};
 
 /// Told what is being loaded: bytes done, bytes in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -38,12 +38,12 @@ struct Memory {
     isa: Isa,
     pool: Pool,
     /// Intermediate values, by the plan's offsets.
-    arena: Vec<f32>,
+    arena: Aligned<f32>,
     /// `[max_visual_tokens, hidden]`.
-    visual: Vec<f32>,
+    visual: Aligned<f32>,
     kv: KvPages,
     /// Of each thread.
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Aligned<f32>>,
     rounded: QuantizedRows,
     angles: RopeTable,
     /// Patches of each temporal slice of the vision call.
@@ -132,8 +132,8 @@ impl CpuExecutor {
     }
 }
 
-fn zeros(bytes: u64) -> Vec<f32> {
-    vec![0.0; bytes as usize / 4]
+fn zeros(bytes: u64) -> Aligned<f32> {
+    Aligned::zeroed(bytes as usize / 4)
 }
 
 fn heads(plan: &Plan) -> qwenvl_graph::op::Heads {
