@@ -11,7 +11,7 @@ pub const KV_PAGE_TOKENS: usize = 64;
 /// Keys that attention on the CPU handles at a time.
 pub const ATTENTION_KEYS: usize = KV_PAGE_TOKENS;
 /// Query rows that attention on the CPU handles at a time.
-pub const ATTENTION_ROWS: usize = 64;
+pub const ATTENTION_ROWS: usize = 96;
 /// Inputs after which a dense dot product on the CPU folds its partial sums. Part of the numeric
 /// contract: changing it changes the bits of every result.
 pub const DENSE_K_BLOCK: usize = 256;

@@ -1,4 +1,4 @@
-//! attention: softmax(Q Kᵀ / sqrt(d)) V, never holding more than 64 x 64 scores.
+//! attention: softmax(Q Kᵀ / sqrt(d)) V, never holding more than 96 x 64 scores.
 //!
 //! order   keys in tiles of 64 at absolute positions, ascending; online softmax: each tile rescales what
 //!         came before by e^(old max − new max). A query's bits depend on its own keys only: not on the
@@ -122,12 +122,11 @@ pub fn vision(
         }
         for first in slice.clone().step_by(KEYS) {
             let count = KEYS.min(slice.end - first);
+            let row = |key: usize, part: usize| &qkv[((first + key) * 3 + part) * width + head * d..];
+            // SAFETY: extents are asserted within.
+            unsafe { transpose(isa, row(0, 1), 3 * width, count, d, s.keys) };
             for key in 0..count {
-                let row = &qkv[(first + key) * 3 * width + head * d..];
-                for (c, x) in row[width..width + d].iter().enumerate() {
-                    s.keys[c * KEYS + key] = *x;
-                }
-                s.values[key * d..(key + 1) * d].copy_from_slice(&row[2 * width..2 * width + d]);
+                s.values[key * d..(key + 1) * d].copy_from_slice(&row(key, 2)[..d]);
             }
             // SAFETY: the scratch holds a tile.
             unsafe { attend(isa, &mut s, d, None, &|_| count) };
@@ -398,27 +397,36 @@ unsafe fn multiply<S: Simd>(
     // SAFETY: the caller's extents.
     unsafe {
         let mut j = 0;
-        while j < n {
-            let wide = n - j >= 16;
+        while j + 16 <= n {
             let mut i = 0;
             while i < m {
                 let (a, b, c) = (a.add(i * lda), b.add(j), c.add(i * ldc + j));
-                i += match (wide, m - i) {
-                    (true, 6..) => block::<S, 6, 2>(a, lda, b, ldb, k, c, ldc),
-                    (true, 2..) => block::<S, 2, 2>(a, lda, b, ldb, k, c, ldc),
-                    (true, _) => block::<S, 1, 2>(a, lda, b, ldb, k, c, ldc),
-                    (false, 6..) => block::<S, 6, 1>(a, lda, b, ldb, k, c, ldc),
-                    (false, _) => block::<S, 1, 1>(a, lda, b, ldb, k, c, ldc),
+                i += match m - i {
+                    12.. if S::TALL => block::<S, 12>(a, lda, b, ldb, k, c, ldc),
+                    6.. => block::<S, 6>(a, lda, b, ldb, k, c, ldc),
+                    4.. => block::<S, 4>(a, lda, b, ldb, k, c, ldc),
+                    2.. => block::<S, 2>(a, lda, b, ldb, k, c, ldc),
+                    _ => block::<S, 1>(a, lda, b, ldb, k, c, ldc),
                 };
             }
-            j += if wide { 16 } else { 8 };
+            j += 16;
+        }
+        if j < n {
+            for i in 0..m {
+                let c = c.add(i * ldc + j);
+                let mut acc = S::load(c);
+                for k in 0..k {
+                    acc = S::fma(S::splat(*a.add(i * lda + k)), S::load(b.add(k * ldb + j)), acc);
+                }
+                S::store(c, acc);
+            }
         }
     }
 }
 
-/// One block of `M` rows and `8·V` columns; returns `M`.
+/// One block of `M` rows and 16 columns; returns `M`.
 #[inline(always)]
-unsafe fn block<S: Simd, const M: usize, const V: usize>(
+unsafe fn block<S: Simd, const M: usize>(
     a: *const f32,
     lda: usize,
     b: *const f32,
@@ -429,22 +437,53 @@ unsafe fn block<S: Simd, const M: usize, const V: usize>(
 ) -> usize {
     // SAFETY: the caller's extents.
     unsafe {
-        let mut acc: [[S::F; V]; M] =
-            std::array::from_fn(|i| std::array::from_fn(|v| S::load(c.add(i * ldc + 8 * v))));
+        // Plain loops: closures would not be compiled for the processor's features.
+        let mut acc = [S::wide_splat(0.0); M];
+        for i in 0..M {
+            acc[i] = S::wide_load(c.add(i * ldc));
+        }
         for k in 0..k {
-            let bv: [S::F; V] = std::array::from_fn(|v| S::load(b.add(k * ldb + 8 * v)));
-            for (i, row) in acc.iter_mut().enumerate() {
-                let av = S::splat(*a.add(i * lda + k));
-                for (acc, b) in row.iter_mut().zip(bv) {
-                    *acc = S::fma(av, b, *acc);
-                }
+            let b = S::wide_load(b.add(k * ldb));
+            for i in 0..M {
+                acc[i] = S::wide_fma(S::wide_splat(*a.add(i * lda + k)), b, acc[i]);
             }
         }
-        for (i, row) in acc.iter().enumerate() {
-            for (v, acc) in row.iter().enumerate() {
-                S::store(c.add(i * ldc + 8 * v), *acc);
-            }
+        for i in 0..M {
+            S::wide_store(c.add(i * ldc), acc[i]);
         }
     }
     M
+}
+
+dispatch!(fn transpose => transpose_body(rows: &[f32], ld: usize, count: usize, d: usize, out: &mut [f32]));
+
+/// `out[c·64 + key] = rows[key·ld + c]` for `key < count <= 64`, `c < d`; `d` a multiple of 8.
+///
+/// # Safety
+/// None beyond the processor's features: extents are asserted.
+#[inline(always)]
+unsafe fn transpose_body<S: Simd>(rows: &[f32], ld: usize, count: usize, d: usize, out: &mut [f32]) {
+    assert!(count <= KEYS && d.is_multiple_of(8) && out.len() >= d * KEYS);
+    assert!(count == 0 || rows.len() >= (count - 1) * ld + d);
+    let whole = count / 8 * 8;
+    for key in (0..whole).step_by(8) {
+        for c in (0..d).step_by(8) {
+            // SAFETY: eight rows of at least `c + 8` floats, and eight rows of 64 floats.
+            unsafe {
+                let mut block = [S::splat(0.0); 8];
+                for i in 0..8 {
+                    block[i] = S::load(rows.as_ptr().add((key + i) * ld + c));
+                }
+                let block = S::transpose(block);
+                for i in 0..8 {
+                    S::store(out.as_mut_ptr().add((c + i) * KEYS + key), block[i]);
+                }
+            }
+        }
+    }
+    for key in whole..count {
+        for c in 0..d {
+            out[c * KEYS + key] = rows[key * ld + c];
+        }
+    }
 }

@@ -5,8 +5,10 @@
 //!         `Simd::sum`; blocks are added in ascending order. Independent of m, n and tiles.
 //! layout  W is read where the file is mapped, never copied whole. Up to three rows of X: weights are
 //!         converted in registers, each read once. More: a block of n x 256 weights is converted into
-//!         scratch that stays in L2 while all rows of the tile pass, twelve at a time, packed, in L1.
-//! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds.
+//!         scratch that stays in L2 while all rows of the tile pass, twelve at a time, in L1. Both are packed
+//!         in the order in which they are read.
+//! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds. With AVX-512 6 rows:
+//!         two outputs share a register, 8 loads for 12 multiply-adds of 16 lanes.
 //! bytes   n·k·size of W once per tile of rows; X from cache.
 //! bound   m <= 3: memory bandwidth; m >= 32: fused multiply-adds, 2·m·n·k FLOP.
 
@@ -27,7 +29,7 @@ const PACKED_ROWS: usize = DENSE_PACKED_ROWS;
 
 /// f32 of scratch that [`accumulate`] needs for `n` outputs.
 pub const fn scratch(n: usize) -> usize {
-    (n + PACKED_ROWS) * DENSE_K_BLOCK
+    (n.next_multiple_of(TILE_OUTPUTS) + PACKED_ROWS) * DENSE_K_BLOCK
 }
 
 /// A row-major matrix `[n, k]` of f32, f16 or bf16 in little-endian bytes, which need not be aligned.
@@ -225,142 +227,76 @@ unsafe fn load_some<S: Simd, E: Elem>(p: *const u8, count: usize) -> S::F {
 
 #[inline(always)]
 unsafe fn run<S: Simd, E: Elem>(t: &Tile) {
-    // SAFETY: every pointer below stays within the extents that `Tile` names.
+    // SAFETY: the extents are those that `Tile` names.
     unsafe {
-        if t.m <= DIRECT_ROWS {
-            let mut n = 0;
-            while n < t.n {
-                let outputs = (t.n - n).min(TILE_OUTPUTS);
-                let mut k0 = 0;
-                while k0 < t.k {
-                    let len = (t.k - k0).min(DENSE_K_BLOCK);
-                    let w = t.w.add((n * t.k + k0) * E::SIZE);
-                    tile::<S, E>(outputs, t.m, w, t.k, len, t.x.add(k0), t.k, t.c.add(n), t.ldc);
-                    k0 += len;
-                }
-                n += outputs;
-            }
-            return;
-        }
-        let (weights, rows) = (t.scratch, t.scratch.add(t.n * DENSE_K_BLOCK));
         let mut k0 = 0;
         while k0 < t.k {
             let len = (t.k - k0).min(DENSE_K_BLOCK);
-            // What is padded with zeros adds nothing.
-            let padded = len.next_multiple_of(8);
-            for n in 0..t.n {
-                convert::<S, E>(t.w.add((n * t.k + k0) * E::SIZE), len, weights.add(n * DENSE_K_BLOCK));
-            }
-            let mut i = 0;
-            while i < t.m {
-                let count = (t.m - i).min(PACKED_ROWS);
-                for r in 0..count {
-                    let from = t.x.add((i + r) * t.k + k0).cast();
-                    convert::<S, F32>(from, len, rows.add(r * DENSE_K_BLOCK));
-                }
-                let mut n = 0;
-                while n < t.n {
-                    let outputs = (t.n - n).min(TILE_OUTPUTS);
-                    let w = weights.add(n * DENSE_K_BLOCK).cast();
-                    let mut r = 0;
-                    while r < count {
-                        let m = (count - r).min(TILE_ROWS);
-                        let (x, c) = (rows.add(r * DENSE_K_BLOCK), t.c.add((i + r) * t.ldc + n));
-                        tile::<S, F32>(outputs, m, w, DENSE_K_BLOCK, padded, x, DENSE_K_BLOCK, c, t.ldc);
-                        r += m;
-                    }
-                    n += outputs;
-                }
-                i += count;
+            if t.m <= DIRECT_ROWS {
+                direct_block::<S, E>(t, k0, len);
+            } else {
+                packed_block::<S, E>(t, k0, len);
             }
             k0 += len;
         }
     }
 }
 
-/// `len` numbers as f32, padded with zeros to whole eights.
+/// A block of inputs for few rows: weights are converted in registers.
 #[inline(always)]
-unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32) {
-    // SAFETY: the caller gives `len` elements and room for the next multiple of 8.
+unsafe fn direct_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
+    // SAFETY: every pointer below stays within the extents that `Tile` names.
     unsafe {
-        let mut k = 0;
-        while k < len {
-            S::store(to.add(k), load_some::<S, E>(from.add(k * E::SIZE), len - k));
-            k += 8;
-        }
-    }
-}
-
-/// `c[i·ldc + j] += Σ_{k < len} x[i·ldx + k] · w[j·ldw + k]` for `j < n <= 4`, `i < m <= 3`.
-#[inline(always)]
-unsafe fn tile<S: Simd, E: Elem>(
-    n: usize,
-    m: usize,
-    w: *const u8,
-    ldw: usize,
-    len: usize,
-    x: *const f32,
-    ldx: usize,
-    c: *mut f32,
-    ldc: usize,
-) {
-    // SAFETY: the caller's extents.
-    unsafe {
-        match (n, m) {
-            (4, 3) => dots::<S, E, 4, 3>(w, ldw, len, x, ldx, c, ldc),
-            (4, 2) => dots::<S, E, 4, 2>(w, ldw, len, x, ldx, c, ldc),
-            (4, 1) => dots::<S, E, 4, 1>(w, ldw, len, x, ldx, c, ldc),
-            (n, m) => {
-                for j in 0..n {
-                    for i in 0..m {
-                        let (w, x) = (w.add(j * ldw * E::SIZE), x.add(i * ldx));
-                        dots::<S, E, 1, 1>(w, ldw, len, x, ldx, c.add(i * ldc + j), ldc);
+        let x = t.x.add(k0);
+        let mut n = 0;
+        while n < t.n {
+            let (w, c) = (t.w.add((n * t.k + k0) * E::SIZE), t.c.add(n));
+            match (t.n - n, t.m) {
+                (TILE_OUTPUTS.., 3) => dots::<S, E, TILE_OUTPUTS, 3>(t, w, len, x, c),
+                (TILE_OUTPUTS.., 2) => dots::<S, E, TILE_OUTPUTS, 2>(t, w, len, x, c),
+                (TILE_OUTPUTS.., 1) => dots::<S, E, TILE_OUTPUTS, 1>(t, w, len, x, c),
+                (left, m) => {
+                    for j in 0..left {
+                        for i in 0..m {
+                            let (w, x) = (w.add(j * t.k * E::SIZE), x.add(i * t.k));
+                            dots::<S, E, 1, 1>(t, w, len, x, c.add(i * t.ldc + j));
+                        }
                     }
                 }
             }
+            n += TILE_OUTPUTS;
         }
     }
 }
 
+/// `c[i·ldc + j] += Σ_{l < len} x[i·k + l] · w[j·k + l]` for `j < N`, `i < M`.
 #[inline(always)]
 unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
+    t: &Tile,
     w: *const u8,
-    ldw: usize,
     len: usize,
     x: *const f32,
-    ldx: usize,
     c: *mut f32,
-    ldc: usize,
 ) {
     // SAFETY: the caller's extents; the loads of the last, partial eight are bounded by `len`.
     unsafe {
         let mut acc = [[S::splat(0.0); N]; M];
-        let mut k = 0;
-        while k + 8 <= len {
-            // M rows and one weight vector at a time: with the accumulators, 16 registers.
+        let mut l = 0;
+        while l < len {
             let mut xv = [S::splat(0.0); M];
             for i in 0..M {
-                xv[i] = S::load(x.add(i * ldx + k));
+                xv[i] = load_some::<S, F32>(x.add(i * t.k + l).cast(), len - l);
             }
             for j in 0..N {
-                let wv = E::load::<S>(w.add((j * ldw + k) * E::SIZE));
+                let wv = load_some::<S, E>(w.add((j * t.k + l) * E::SIZE), len - l);
                 for i in 0..M {
                     acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
                 }
             }
-            k += 8;
-        }
-        if k < len {
-            for i in 0..M {
-                let xv = load_some::<S, F32>(x.add(i * ldx + k).cast(), len - k);
-                for j in 0..N {
-                    let wv = load_some::<S, E>(w.add((j * ldw + k) * E::SIZE), len - k);
-                    acc[i][j] = S::fma(wv, xv, acc[i][j]);
-                }
-            }
+            l += 8;
         }
         for i in 0..M {
-            let c = c.add(i * ldc);
+            let c = c.add(i * t.ldc);
             if N == TILE_OUTPUTS {
                 let sums = S::sum4([acc[i][0], acc[i][1 % N], acc[i][2 % N], acc[i][3 % N]]);
                 for j in 0..N {
@@ -372,5 +308,147 @@ unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
                 }
             }
         }
+    }
+}
+
+/// A block of inputs for many rows. Weights are packed as `[n/4][k/8][4][8]` and up to twelve rows as
+/// `[rows/M][k/8][M][8]`: the order in which a tile of M rows and 4 outputs reads them.
+#[inline(always)]
+unsafe fn packed_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
+    // SAFETY: every pointer below stays within the extents that `Tile` names.
+    unsafe {
+        let steps = len.div_ceil(8);
+        let weights = t.scratch;
+        let rows = weights.add(t.n.next_multiple_of(TILE_OUTPUTS) * DENSE_K_BLOCK);
+        for n in 0..t.n {
+            let to = weights.add(n / TILE_OUTPUTS * TILE_OUTPUTS * steps * 8 + n % TILE_OUTPUTS * 8);
+            convert::<S, E>(t.w.add((n * t.k + k0) * E::SIZE), len, to, TILE_OUTPUTS);
+        }
+        let mut i = 0;
+        while i < t.m {
+            let count = (t.m - i).min(PACKED_ROWS);
+            let mut r = 0;
+            while r < count {
+                let m = tile_rows::<S>(count - r);
+                for row in 0..m {
+                    let from = t.x.add((i + r + row) * t.k + k0).cast();
+                    convert::<S, F32>(from, len, rows.add(r * steps * 8 + row * 8), m);
+                }
+                r += m;
+            }
+            let mut n = 0;
+            while n < t.n {
+                let outputs = (t.n - n).min(TILE_OUTPUTS);
+                let w = weights.add(n * steps * 8);
+                let mut r = 0;
+                while r < count {
+                    let (x, c) = (rows.add(r * steps * 8), t.c.add((i + r) * t.ldc + n));
+                    let m = tile_rows::<S>(count - r);
+                    match m {
+                        6 => panel::<S, 6>(w, x, steps, c, t.ldc, outputs),
+                        3 => panel::<S, 3>(w, x, steps, c, t.ldc, outputs),
+                        2 => panel::<S, 2>(w, x, steps, c, t.ldc, outputs),
+                        _ => panel::<S, 1>(w, x, steps, c, t.ldc, outputs),
+                    }
+                    r += m;
+                }
+                n += outputs;
+            }
+            i += count;
+        }
+    }
+}
+
+/// Rows of the next tile, of those that are left.
+#[inline(always)]
+fn tile_rows<S: Simd>(left: usize) -> usize {
+    if S::TALL && left >= 2 * TILE_ROWS { 2 * TILE_ROWS } else { left.min(TILE_ROWS) }
+}
+
+/// `len` numbers as f32 in eights, padded with zeros; the eights go `every` eights apart.
+#[inline(always)]
+unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32, every: usize) {
+    // SAFETY: the caller gives `len` elements and room for `len/8` eights.
+    unsafe {
+        let mut k = 0;
+        while k + 8 <= len {
+            S::store(to.add(k * every), E::load::<S>(from.add(k * E::SIZE)));
+            k += 8;
+        }
+        if k < len {
+            S::store(to.add(k * every), load_some::<S, E>(from.add(k * E::SIZE), len - k));
+        }
+    }
+}
+
+/// `c[i·ldc + j] += Σ x[i] · w[j]` for `i < M`, `j < outputs <= 4`, over `steps` eights of packed rows and
+/// weights.
+#[inline(always)]
+unsafe fn panel<S: Simd, const M: usize>(
+    w: *const f32,
+    x: *const f32,
+    steps: usize,
+    c: *mut f32,
+    ldc: usize,
+    outputs: usize,
+) {
+    // SAFETY: the caller's extents.
+    unsafe {
+        let sums = if S::TALL { wide_sums::<S, M>(w, x, steps) } else { sums::<S, M>(w, x, steps) };
+        for i in 0..M {
+            for j in 0..outputs {
+                *c.add(i * ldc + j) += sums[i][j];
+            }
+        }
+    }
+}
+
+/// The products of a panel, two outputs to a register.
+#[inline(always)]
+unsafe fn wide_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
+    // SAFETY: the caller's extents.
+    unsafe {
+        let mut acc = [[S::wide_splat(0.0); 2]; M];
+        for step in 0..steps {
+            let (w, x) = (w.add(step * TILE_OUTPUTS * 8), x.add(step * M * 8));
+            let w = [S::wide_load(w), S::wide_load(w.add(16))];
+            for i in 0..M {
+                let xv = S::wide_twice(x.add(i * 8));
+                acc[i] = [S::wide_fma(w[0], xv, acc[i][0]), S::wide_fma(w[1], xv, acc[i][1])];
+            }
+        }
+        let mut sums = [[0.0; 4]; M];
+        for i in 0..M {
+            sums[i] = S::wide_sums(acc[i]);
+        }
+        sums
+    }
+}
+
+/// The products of a panel, an output to a register.
+#[inline(always)]
+unsafe fn sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
+    // SAFETY: the caller's extents.
+    unsafe {
+        let mut acc = [[S::splat(0.0); 4]; M];
+        for step in 0..steps {
+            let (w, x) = (w.add(step * TILE_OUTPUTS * 8), x.add(step * M * 8));
+            // Rows and one vector of weights at a time: with the accumulators, 16 registers.
+            let mut xv = [S::splat(0.0); M];
+            for i in 0..M {
+                xv[i] = S::load(x.add(i * 8));
+            }
+            for j in 0..4 {
+                let wv = S::load(w.add(j * 8));
+                for i in 0..M {
+                    acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
+                }
+            }
+        }
+        let mut sums = [[0.0; 4]; M];
+        for i in 0..M {
+            sums[i] = S::sum4(acc[i]);
+        }
+        sums
     }
 }

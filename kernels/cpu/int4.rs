@@ -21,8 +21,6 @@ use super::{Aligned, Isa, Pool, dispatch};
 pub const STRIP: usize = 16;
 /// Rows of X up to which weights are unpacked in registers.
 const DIRECT_ROWS: usize = 2;
-/// Rows of X per pass over an unpacked strip.
-const PASS_ROWS: usize = 6;
 /// Largest magnitude of a rounded input.
 const X_MAX: f32 = 32767.0;
 /// Largest group for which integer sums cannot overflow: 15·32767·g < 2³¹.
@@ -363,11 +361,8 @@ unsafe fn strip_body<S: Simd>(call: &Call, strip: usize, c: *mut f32, ldc: usize
         unsafe {
             let codes = w.codes.as_ptr().add(at * (w.group / 8) * STRIP).cast::<u8>();
             let weights = Group::<S> {
-                scales: [
-                    S::load_f16(w.scales.as_ptr().add(at * STRIP).cast()),
-                    S::load_f16(w.scales.as_ptr().add(at * STRIP + 8).cast()),
-                ],
-                zeros: [S::spread_nibbles(w.zeros[at] as u32), S::spread_nibbles((w.zeros[at] >> 32) as u32)],
+                scales: S::wide_load_f16(w.scales.as_ptr().add(at * STRIP).cast()),
+                zeros: S::wide_spread(w.zeros[at]),
             };
             let first = g * x.m + m0;
             let input = x.codes.as_ptr().add(first * w.group);
@@ -380,18 +375,13 @@ unsafe fn strip_body<S: Simd>(call: &Call, strip: usize, c: *mut f32, ldc: usize
             }
             unpack::<S>(codes, w.group, scratch.cast());
             let mut i = 0;
-            while i + PASS_ROWS <= m {
-                let sums = pass::<S, PASS_ROWS>(scratch, w.group, input.add(i * w.group), w.group);
-                for r in 0..PASS_ROWS {
-                    let at = first + i + r;
-                    weights.fold(sums[r], x.sums[at], x.scales[at], c.add((i + r) * ldc));
-                }
-                i += PASS_ROWS;
-            }
             while i < m {
-                let [sums] = pass::<S, 1>(scratch, w.group, input.add(i * w.group), w.group);
-                weights.fold(sums, x.sums[first + i], x.scales[first + i], c.add(i * ldc));
-                i += 1;
+                let (at, x, c) = (first + i, input.add(i * w.group), c.add(i * ldc));
+                i += match m - i {
+                    12.. if S::TALL => weights.pass::<12>(call, at, x, c, ldc),
+                    6.. => weights.pass::<6>(call, at, x, c, ldc),
+                    _ => weights.pass::<1>(call, at, x, c, ldc),
+                };
             }
         }
     }
@@ -399,46 +389,67 @@ unsafe fn strip_body<S: Simd>(call: &Call, strip: usize, c: *mut f32, ldc: usize
 
 /// Scales and zero points of 16 outputs.
 struct Group<S: Simd> {
-    scales: [S::F; 2],
-    zeros: [S::I; 2],
+    scales: S::Wide,
+    zeros: S::WideI,
 }
 
 impl<S: Simd> Group<S> {
     /// `c = fma(f32(sums − zeros·x_sum), scales·x_scale, c)` for 16 outputs.
     #[inline(always)]
-    unsafe fn fold(&self, sums: [S::I; 2], x_sum: i32, x_scale: f32, c: *mut f32) {
+    unsafe fn fold(&self, sums: S::WideI, x_sum: i32, x_scale: f32, c: *mut f32) {
         // SAFETY: the caller gives 16 floats at `c`.
         unsafe {
-            for (h, sum) in sums.into_iter().enumerate() {
-                let exact = S::sub_i(sum, S::mul_i(self.zeros[h], S::splat_i(x_sum)));
-                let scale = S::mul(self.scales[h], S::splat(x_scale));
-                let p = c.add(8 * h);
-                S::store(p, S::fma(S::to_f32(exact), scale, S::load(p)));
+            let exact = S::wide_sub_i(sums, S::wide_mul_i(self.zeros, S::wide_splat_i(x_sum)));
+            let scale = S::wide_mul(self.scales, S::wide_splat(x_scale));
+            S::wide_store(c, S::wide_fma(S::wide_to_f32(exact), scale, S::wide_load(c)));
+        }
+    }
+
+    /// `M` rows of `x` against an unpacked group, folded into `c`; returns `M`. `at` is the first row in
+    /// `call.x`'s scales and sums.
+    #[inline(always)]
+    unsafe fn pass<const M: usize>(
+        &self,
+        call: &Call,
+        at: usize,
+        x: *const i16,
+        c: *mut f32,
+        ldc: usize,
+    ) -> usize {
+        let group = call.w.group;
+        // SAFETY: the scratch holds 16·group unpacked weights; the caller gives M rows of x and c.
+        unsafe {
+            let mut acc = [S::wide_zero_i(); M];
+            for k2 in 0..group / 2 {
+                let w = S::wide_load_i(call.scratch.add(k2 * STRIP * 2).cast());
+                for i in 0..M {
+                    acc[i] = S::wide_madd16(acc[i], w, S::wide_splat_pair(x.add(i * group + 2 * k2)));
+                }
+            }
+            for i in 0..M {
+                self.fold(acc[i], call.x.sums[at + i], call.x.scales[at + i], c.add(i * ldc));
             }
         }
+        M
     }
 }
 
 /// Sums of one row over a group, weights unpacked in registers.
 #[inline(always)]
-unsafe fn direct<S: Simd>(codes: *const u8, group: usize, x: *const i16) -> [S::I; 2] {
+unsafe fn direct<S: Simd>(codes: *const u8, group: usize, x: *const i16) -> S::WideI {
     // SAFETY: the caller gives group/8 blocks of 64 bytes and `group` inputs.
     unsafe {
-        // Two sums for each eight outputs: the chain of additions would else limit the speed.
-        let mut acc = [[S::zero_i(); 2]; 2];
+        // Two sums: one chain of additions would limit the speed.
+        let mut acc = [S::wide_zero_i(); 2];
         for k8 in 0..group / 8 {
             let x = x.add(8 * k8);
-            let pairs =
-                [S::splat_pair(x), S::splat_pair(x.add(2)), S::splat_pair(x.add(4)), S::splat_pair(x.add(6))];
-            for (h, acc) in acc.iter_mut().enumerate() {
-                let v = S::load_i(codes.add(64 * k8 + 32 * h));
-                acc[0] = S::add_i(acc[0], S::madd16(S::nibbles::<0>(v), pairs[0]));
-                acc[1] = S::add_i(acc[1], S::madd16(S::nibbles::<1>(v), pairs[1]));
-                acc[0] = S::add_i(acc[0], S::madd16(S::nibbles::<2>(v), pairs[2]));
-                acc[1] = S::add_i(acc[1], S::madd16(S::nibbles::<3>(v), pairs[3]));
-            }
+            let v = S::wide_load_i(codes.add(64 * k8));
+            acc[0] = S::wide_madd16(acc[0], S::wide_nibbles::<0>(v), S::wide_splat_pair(x));
+            acc[1] = S::wide_madd16(acc[1], S::wide_nibbles::<1>(v), S::wide_splat_pair(x.add(2)));
+            acc[0] = S::wide_madd16(acc[0], S::wide_nibbles::<2>(v), S::wide_splat_pair(x.add(4)));
+            acc[1] = S::wide_madd16(acc[1], S::wide_nibbles::<3>(v), S::wide_splat_pair(x.add(6)));
         }
-        [S::add_i(acc[0][0], acc[0][1]), S::add_i(acc[1][0], acc[1][1])]
+        S::wide_add_i(acc[0], acc[1])
     }
 }
 
@@ -448,38 +459,12 @@ unsafe fn unpack<S: Simd>(codes: *const u8, group: usize, out: *mut u8) {
     // SAFETY: the caller gives group/8 blocks of 64 bytes and room for 16·group i16.
     unsafe {
         for k8 in 0..group / 8 {
-            for h in 0..2 {
-                let v = S::load_i(codes.add(64 * k8 + 32 * h));
-                let to = out.add(256 * k8 + 32 * h);
-                S::store_i(to, S::nibbles::<0>(v));
-                S::store_i(to.add(64), S::nibbles::<1>(v));
-                S::store_i(to.add(128), S::nibbles::<2>(v));
-                S::store_i(to.add(192), S::nibbles::<3>(v));
-            }
+            let v = S::wide_load_i(codes.add(64 * k8));
+            let to = out.add(256 * k8);
+            S::wide_store_i(to, S::wide_nibbles::<0>(v));
+            S::wide_store_i(to.add(64), S::wide_nibbles::<1>(v));
+            S::wide_store_i(to.add(128), S::wide_nibbles::<2>(v));
+            S::wide_store_i(to.add(192), S::wide_nibbles::<3>(v));
         }
-    }
-}
-
-/// Sums of `M` rows over an unpacked group. Rows of `x` are `ldx` apart.
-#[inline(always)]
-unsafe fn pass<S: Simd, const M: usize>(
-    w: *const i16,
-    group: usize,
-    x: *const i16,
-    ldx: usize,
-) -> [[S::I; 2]; M] {
-    // SAFETY: the caller gives 16·group unpacked weights and M rows of `group` inputs.
-    unsafe {
-        let mut acc = [[S::zero_i(); 2]; M];
-        for k2 in 0..group / 2 {
-            let w = w.add(k2 * STRIP * 2).cast::<u8>();
-            let (w0, w1) = (S::load_i(w), S::load_i(w.add(32)));
-            for (i, acc) in acc.iter_mut().enumerate() {
-                let pair = S::splat_pair(x.add(i * ldx + 2 * k2));
-                acc[0] = S::add_i(acc[0], S::madd16(w0, pair));
-                acc[1] = S::add_i(acc[1], S::madd16(w1, pair));
-            }
-        }
-        acc
     }
 }

@@ -1,6 +1,6 @@
 //! Kernels for the host's processor.
 //!
-//! Every kernel is written once, over the eight-lane vectors of `simd::Simd`, and compiled for each
+//! Every kernel is written once, over the vectors of `simd::Simd`, and compiled for each
 //! instruction set; [`Isa`] picks one at run time. All instruction sets give the same bits: sums
 //! have a fixed order, written down where each kernel starts, and that order does not depend on how
 //! many rows run together or on how many threads there are.
@@ -34,6 +34,8 @@ enum Level {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
@@ -52,6 +54,14 @@ impl Isa {
             && is_x86_feature_detected!("f16c")
         {
             out.push(Isa(Level::Avx2));
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                out.push(Isa(Level::Avx512));
+            }
         }
         out
     }
@@ -62,6 +72,8 @@ impl Isa {
             Level::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
         }
     }
 }
@@ -81,11 +93,21 @@ macro_rules! dispatch {
                 // SAFETY: the caller of the outer function upholds the contract of the body.
                 unsafe { $body::<$crate::kernels::cpu::simd::Avx2>($($arg),*) }
             }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller of the outer function upholds the contract of the body.
+                unsafe { $body::<$crate::kernels::cpu::simd::Avx512>($($arg),*) }
+            }
             match isa.0 {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `Isa::available` made `isa` after it checked for the features; the rest
                 // is the caller's contract.
                 $crate::kernels::cpu::Level::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::kernels::cpu::Level::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: the caller's contract.
                 $crate::kernels::cpu::Level::Portable => unsafe {
                     $body::<$crate::kernels::cpu::simd::Portable>($($arg),*)

@@ -1,0 +1,163 @@
+//! The vectors on AVX-512 (F, BW, DQ, VL and VNNI): sixteen lanes are one register, of which there are 32.
+
+use std::arch::x86_64::*;
+
+use super::{Avx2, Simd};
+
+/// AVX-512 as of Ice Lake and Zen 4.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// Eight lanes are as on AVX2.
+macro_rules! as_on_avx2 {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+                unsafe { Avx2::$name($($arg),*) }
+            }
+        )*
+    };
+}
+
+// SAFETY (all functions): the features are there and pointers are valid by the contract of `Simd`;
+// loads and stores are the unaligned ones.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Simd for Avx512 {
+    type F = __m256;
+    type I = __m256i;
+    type Wide = __m512;
+    type WideI = __m512i;
+
+    const TALL: bool = true;
+
+    as_on_avx2! {
+        fn splat(x: f32) -> __m256;
+        fn load(p: *const f32) -> __m256;
+        fn store(p: *mut f32, v: __m256);
+        fn load_bf16(p: *const u8) -> __m256;
+        fn load_f16(p: *const u8) -> __m256;
+        fn add(a: __m256, b: __m256) -> __m256;
+        fn sub(a: __m256, b: __m256) -> __m256;
+        fn mul(a: __m256, b: __m256) -> __m256;
+        fn div(a: __m256, b: __m256) -> __m256;
+        fn fma(a: __m256, b: __m256, c: __m256) -> __m256;
+        fn max(a: __m256, b: __m256) -> __m256;
+        fn min(a: __m256, b: __m256) -> __m256;
+        fn round(v: __m256) -> __m256i;
+        fn to_f32(v: __m256i) -> __m256;
+        fn exp2i(n: __m256i) -> __m256;
+        fn sum(v: __m256) -> f32;
+        fn sum4(v: [__m256; 4]) -> [f32; 4];
+        fn max_lane(v: __m256) -> f32;
+        fn transpose(v: [__m256; 8]) -> [__m256; 8];
+        fn zero_i() -> __m256i;
+        fn load_i(p: *const u8) -> __m256i;
+        fn store_i(p: *mut u8, v: __m256i);
+        fn add_i(a: __m256i, b: __m256i) -> __m256i;
+    }
+
+    #[inline(always)]
+    unsafe fn wide_splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn wide_load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn wide_twice(p: *const f32) -> __m512 {
+        unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn wide_load_f16(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn wide_store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn wide_fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn wide_sums(v: [__m512; 2]) -> [f32; 4] {
+        unsafe {
+            Avx2::sum4([
+                _mm512_castps512_ps256(v[0]),
+                _mm512_extractf32x8_ps::<1>(v[0]),
+                _mm512_castps512_ps256(v[1]),
+                _mm512_extractf32x8_ps::<1>(v[1]),
+            ])
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_to_f32(v: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn wide_zero_i() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn wide_splat_i(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn wide_load_i(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_i(p: *mut u8, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn wide_splat_pair(p: *const i16) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn wide_add_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn wide_sub_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn wide_mul_i(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn wide_madd16(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn wide_nibbles<const I: i32>(v: __m512i) -> __m512i {
+        unsafe {
+            let mask = _mm512_set1_epi32(0x000f_000f);
+            match I {
+                0 => _mm512_and_si512(v, mask),
+                1 => _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask),
+                2 => _mm512_and_si512(_mm512_srli_epi16::<8>(v), mask),
+                // A shift within 16-bit lanes leaves nothing to mask.
+                _ => _mm512_srli_epi16::<12>(v),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_spread(word: u64) -> __m512i {
+        unsafe {
+            let shifts = _mm512_broadcast_i32x8(_mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+            let words = _mm512_inserti64x4::<1>(
+                _mm512_set1_epi32(word as i32),
+                _mm256_set1_epi32((word >> 32) as i32),
+            );
+            _mm512_and_si512(_mm512_srlv_epi32(words, shifts), _mm512_set1_epi32(15))
+        }
+    }
+}
