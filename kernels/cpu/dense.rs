@@ -229,40 +229,43 @@ unsafe fn load_some<S: Simd, E: Elem>(p: *const u8, count: usize) -> S::F {
 unsafe fn run<S: Simd, E: Elem>(t: &Tile) {
     // SAFETY: the extents are those that `Tile` names.
     unsafe {
+        if t.m <= DIRECT_ROWS {
+            return direct::<S, E>(t);
+        }
         let mut k0 = 0;
         while k0 < t.k {
             let len = (t.k - k0).min(DENSE_K_BLOCK);
-            if t.m <= DIRECT_ROWS {
-                direct_block::<S, E>(t, k0, len);
-            } else {
-                packed_block::<S, E>(t, k0, len);
-            }
+            packed_block::<S, E>(t, k0, len);
             k0 += len;
         }
     }
 }
 
-/// A block of inputs for few rows: weights are converted in registers.
+/// Few rows: weights are converted in registers, each row of them read from one end to the other.
 #[inline(always)]
-unsafe fn direct_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
+unsafe fn direct<S: Simd, E: Elem>(t: &Tile) {
     // SAFETY: every pointer below stays within the extents that `Tile` names.
     unsafe {
-        let x = t.x.add(k0);
         let mut n = 0;
         while n < t.n {
-            let (w, c) = (t.w.add((n * t.k + k0) * E::SIZE), t.c.add(n));
-            match (t.n - n, t.m) {
-                (TILE_OUTPUTS.., 3) => dots::<S, E, TILE_OUTPUTS, 3>(t, w, len, x, c),
-                (TILE_OUTPUTS.., 2) => dots::<S, E, TILE_OUTPUTS, 2>(t, w, len, x, c),
-                (TILE_OUTPUTS.., 1) => dots::<S, E, TILE_OUTPUTS, 1>(t, w, len, x, c),
-                (left, m) => {
-                    for j in 0..left {
-                        for i in 0..m {
-                            let (w, x) = (w.add(j * t.k * E::SIZE), x.add(i * t.k));
-                            dots::<S, E, 1, 1>(t, w, len, x, c.add(i * t.ldc + j));
+            let mut k0 = 0;
+            while k0 < t.k {
+                let len = (t.k - k0).min(DENSE_K_BLOCK);
+                let (x, w, c) = (t.x.add(k0), t.w.add((n * t.k + k0) * E::SIZE), t.c.add(n));
+                match (t.n - n, t.m) {
+                    (TILE_OUTPUTS.., 3) => dots::<S, E, TILE_OUTPUTS, 3>(t, w, len, x, c),
+                    (TILE_OUTPUTS.., 2) => dots::<S, E, TILE_OUTPUTS, 2>(t, w, len, x, c),
+                    (TILE_OUTPUTS.., 1) => dots::<S, E, TILE_OUTPUTS, 1>(t, w, len, x, c),
+                    (left, m) => {
+                        for j in 0..left {
+                            for i in 0..m {
+                                let (w, x) = (w.add(j * t.k * E::SIZE), x.add(i * t.k));
+                                dots::<S, E, 1, 1>(t, w, len, x, c.add(i * t.ldc + j));
+                            }
                         }
                     }
                 }
+                k0 += len;
             }
             n += TILE_OUTPUTS;
         }
@@ -288,7 +291,10 @@ unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
                 xv[i] = load_some::<S, F32>(x.add(i * t.k + l).cast(), len - l);
             }
             for j in 0..N {
-                let wv = load_some::<S, E>(w.add((j * t.k + l) * E::SIZE), len - l);
+                let w = w.add((j * t.k + l) * E::SIZE);
+                // The same place in the next outputs.
+                S::prefetch(w.wrapping_add(N * t.k * E::SIZE));
+                let wv = load_some::<S, E>(w, len - l);
                 for i in 0..M {
                     acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
                 }

@@ -21,6 +21,8 @@ use super::{Aligned, Isa, Pool, dispatch};
 pub const STRIP: usize = 16;
 /// Rows of X up to which weights are unpacked in registers.
 const DIRECT_ROWS: usize = 2;
+/// How far ahead of a load of codes its cache line is asked for.
+const PREFETCH_BYTES: usize = 2048;
 /// Largest magnitude of a rounded input.
 const X_MAX: f32 = 32767.0;
 /// Largest group for which integer sums cannot overflow: 15·32767·g < 2³¹.
@@ -444,6 +446,7 @@ unsafe fn direct<S: Simd>(codes: *const u8, group: usize, x: *const i16) -> S::W
         for k8 in 0..group / 8 {
             let x = x.add(8 * k8);
             let v = S::wide_load_i(codes.add(64 * k8));
+            S::prefetch(codes.wrapping_add(64 * k8 + PREFETCH_BYTES));
             acc[0] = S::wide_madd16(acc[0], S::wide_nibbles::<0>(v), S::wide_splat_pair(x));
             acc[1] = S::wide_madd16(acc[1], S::wide_nibbles::<1>(v), S::wide_splat_pair(x.add(2)));
             acc[0] = S::wide_madd16(acc[0], S::wide_nibbles::<2>(v), S::wide_splat_pair(x.add(4)));

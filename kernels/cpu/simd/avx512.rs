@@ -32,6 +32,7 @@ impl Simd for Avx512 {
     const TALL: bool = true;
 
     as_on_avx2! {
+        fn prefetch(p: *const u8);
         fn splat(x: f32) -> __m256;
         fn load(p: *const f32) -> __m256;
         fn store(p: *mut f32, v: __m256);

@@ -35,6 +35,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// rows.
     const TALL: bool;
 
+    /// Asks for the cache line at `p`, which need not be a valid address.
+    unsafe fn prefetch(p: *const u8);
+
     unsafe fn splat(x: f32) -> Self::F;
     /// Reads 32 bytes.
     unsafe fn load(p: *const f32) -> Self::F;

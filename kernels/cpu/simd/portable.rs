@@ -28,6 +28,9 @@ impl Simd for Portable {
     const TALL: bool = false;
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 8] {
         [x; 8]
     }
