@@ -19,9 +19,9 @@ use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::op::Heads;
 
 /// Rows and outputs of a tile, as the plan chooses them.
-const BLOCK: (usize, usize) = (96, 128);
+const BLOCK: (usize, usize) = (192, 128);
 /// f32 of scratch that suffices every kernel here.
-const SCRATCH: usize = 256 * 1024;
+const SCRATCH: usize = 512 * 1024;
 
 struct Rig {
     isa: Isa,

@@ -18,7 +18,7 @@ pub const DENSE_K_BLOCK: usize = 256;
 /// Rows of the input that a dense linear layer on the CPU packs at a time.
 pub const DENSE_PACKED_ROWS: usize = 12;
 /// Rows of a tile of a linear layer on the CPU.
-const BLOCK_M: usize = 96;
+const BLOCK_M: usize = 192;
 /// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads.
 const BLOCK_N: usize = 64;
 

@@ -368,7 +368,10 @@ unsafe fn packed_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
 /// Rows of the next tile, of those that are left.
 #[inline(always)]
 fn tile_rows<S: Simd>(left: usize) -> usize {
-    if S::TALL && left >= 2 * TILE_ROWS { 2 * TILE_ROWS } else { left.min(TILE_ROWS) }
+    match left {
+        6.. if S::TALL => 6,
+        _ => left.min(TILE_ROWS),
+    }
 }
 
 /// `len` numbers as f32 in eights, padded with zeros; the eights go `every` eights apart.
@@ -377,6 +380,13 @@ unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32, e
     // SAFETY: the caller gives `len` elements and room for `len/8` eights.
     unsafe {
         let mut k = 0;
+        while k + 32 <= len {
+            for i in 0..4 {
+                let k = k + 8 * i;
+                S::store(to.add(k * every), E::load::<S>(from.add(k * E::SIZE)));
+            }
+            k += 32;
+        }
         while k + 8 <= len {
             S::store(to.add(k * every), E::load::<S>(from.add(k * E::SIZE)));
             k += 8;
@@ -424,8 +434,16 @@ unsafe fn wide_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps
             }
         }
         let mut sums = [[0.0; 4]; M];
-        for i in 0..M {
-            sums[i] = S::wide_sums(acc[i]);
+        let mut i = 0;
+        while i < M {
+            // Two rows at a time; a last, odd one twice.
+            let j = (i + 1).min(M - 1);
+            let both = S::wide_sums([acc[i][0], acc[i][1], acc[j][0], acc[j][1]]);
+            for o in 0..4 {
+                sums[i][o] = both[o];
+                sums[j][o] = both[4 + o];
+            }
+            i += 2;
         }
         sums
     }

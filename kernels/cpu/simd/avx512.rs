@@ -20,6 +20,13 @@ macro_rules! as_on_avx2 {
     };
 }
 
+/// Sums of neighbours: in each quarter, two of `a`, then two of `b`.
+#[inline(always)]
+unsafe fn add_pairs(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: the caller's processor has AVX-512.
+    unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b)) }
+}
+
 // SAFETY (all functions): the features are there and pointers are valid by the contract of `Simd`;
 // loads and stores are the unaligned ones.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -87,14 +94,20 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [__m512; 2]) -> [f32; 4] {
+    unsafe fn wide_sums(v: [__m512; 4]) -> [f32; 8] {
         unsafe {
-            Avx2::sum4([
-                _mm512_castps512_ps256(v[0]),
-                _mm512_extractf32x8_ps::<1>(v[0]),
-                _mm512_castps512_ps256(v[1]),
-                _mm512_extractf32x8_ps::<1>(v[1]),
-            ])
+            // Neighbours, then neighbours of those, within quarters; then quarters.
+            let (a, b) = (add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
+            let quarters = add_pairs(a, b);
+            let sums = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(quarters, quarters),
+                _mm512_shuffle_f32x4::<0xDD>(quarters, quarters),
+            );
+            // First halves of the four vectors, then second halves.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let mut out = [0.0; 8];
+            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_permutevar8x32_ps(_mm512_castps512_ps256(sums), order));
+            out
         }
     }
     #[inline(always)]

@@ -92,7 +92,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// `a · b + c`, rounded once.
     unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
     /// [`Simd::sum`] of each half.
-    unsafe fn wide_sums(v: [Self::Wide; 2]) -> [f32; 4];
+    unsafe fn wide_sums(v: [Self::Wide; 4]) -> [f32; 8];
     /// Exact for integers within 2²⁴.
     unsafe fn wide_to_f32(v: Self::WideI) -> Self::Wide;
 

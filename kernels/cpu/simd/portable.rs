@@ -157,7 +157,7 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [[f32; 16]; 2]) -> [f32; 4] {
+    unsafe fn wide_sums(v: [[f32; 16]; 4]) -> [f32; 8] {
         std::array::from_fn(|i| unsafe { Self::sum(std::array::from_fn(|j| v[i / 2][i % 2 * 8 + j])) })
     }
     #[inline(always)]
