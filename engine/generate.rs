@@ -10,13 +10,13 @@ use std::time::Instant;
 use qwenvl_graph::Sizes;
 
 use crate::error::{Error, Result};
-use crate::exec::{DecoderCall, Executor, Phase, Slice, VisionCall};
+use crate::exec::{DecoderCall, Executor, Phase, SampleRow, Slice, VisionCall};
 use crate::frontend::{Prepared, ms};
 use crate::kernels::SeqRows;
 use crate::kernels::cpu::embed::NO_VISUAL_ROW;
 use crate::kv_cache::{PageAllocator, PageTable};
 use crate::request::{Answer, DEFAULT_MAX_TOKENS, FinishReason, Token, Usage};
-use crate::sampler::{Sampler, TokenSet};
+use crate::sampler::TokenSet;
 use crate::vision::Normalize;
 
 /// Names a request between [`Engine::submit`](crate::Engine::submit) and its end.
@@ -72,6 +72,12 @@ impl Sequence {
         self.cached < self.prepared.tokens.len()
     }
 
+    /// How its next token is picked.
+    fn sample_row(&self) -> SampleRow<'_> {
+        let position = (self.prepared.tokens.len() + self.generated.len()) as u64;
+        SampleRow { params: &self.prepared.sampling, history: &self.history, position }
+    }
+
     /// Rotary position of the generated token at cache index `index`.
     fn position(&self, index: usize) -> [u32; 3] {
         [(index as i64 + self.prepared.delta).max(0) as u32; 3]
@@ -83,7 +89,6 @@ pub(crate) struct Scheduler {
     pages: PageAllocator,
     waiting: VecDeque<Sequence>,
     active: Vec<Sequence>,
-    sampler: Sampler,
     /// Visual rows taken since the last time nobody needed any.
     visual_used: usize,
     next_id: u64,
@@ -110,6 +115,8 @@ struct Batch {
     members: Vec<usize>,
     /// Which active sequence each row of logits belongs to.
     owners: Vec<usize>,
+    /// The token that each row of logits gave.
+    sampled: Vec<Result<u32>>,
 }
 
 impl Batch {
@@ -124,6 +131,7 @@ impl Batch {
             logit_rows: Vec::with_capacity(seqs),
             members: Vec::with_capacity(seqs),
             owners: Vec::with_capacity(seqs),
+            sampled: Vec::with_capacity(seqs),
         }
     }
 
@@ -137,6 +145,7 @@ impl Batch {
         self.logit_rows.clear();
         self.members.clear();
         self.owners.clear();
+        self.sampled.clear();
     }
 
     fn push(&mut self, token: u32, position: [u32; 3], visual: u32, slot: u32) {
@@ -191,7 +200,6 @@ impl Scheduler {
             pages: PageAllocator::new(plan.kv_pages()),
             waiting: VecDeque::new(),
             active: Vec::with_capacity(o.max_seqs),
-            sampler: Sampler::new(plan.config.text.vocab_size),
             visual_used: 0,
             next_id: 0,
             decode_weight_bytes: plan.decode.cost(&Sizes::decode(1, 1)).weight_bytes,
@@ -288,19 +296,11 @@ impl Scheduler {
         if self.batch.tokens.is_empty() {
             return Ok(());
         }
-        let logits = executor.forward(phase, &self.batch.call())?;
-        let vocab = logits.len() / self.batch.logit_rows.len().max(1);
-        let elapsed = start.elapsed();
-        for (row, &owner) in self.batch.owners.iter().enumerate() {
-            let s = &mut self.active[owner];
-            let index = s.prepared.tokens.len() + s.generated.len();
-            let logits = &logits[row * vocab..(row + 1) * vocab];
-            match self.sampler.sample(logits, &s.history, &s.prepared.sampling, index as u64) {
-                Ok(id) => s.generated.push(id),
-                Err(error) => events.push(Event::Failed(s.id, error)),
-            }
-        }
-        self.account(executor, phase, elapsed);
+        executor.forward(phase, &self.batch.call())?;
+        let active = &self.active;
+        let mut rows = self.batch.owners.iter().map(|&owner| active[owner].sample_row());
+        executor.sample(&mut rows, &mut self.batch.sampled)?;
+        self.account(executor, phase, start.elapsed());
         self.emit(executor, events);
         Ok(())
     }
@@ -445,13 +445,17 @@ impl Scheduler {
     /// Turns new tokens into text and ends sequences that are complete or have failed.
     fn emit(&mut self, executor: &dyn Executor, events: &mut Vec<Event>) {
         let mut ended = Vec::new();
-        for &owner in &self.batch.owners {
+        for (&owner, sampled) in self.batch.owners.iter().zip(self.batch.sampled.drain(..)) {
             let s = &mut self.active[owner];
-            if events.iter().any(|e| matches!(e, Event::Failed(id, _) if *id == s.id)) {
-                ended.push((owner, None));
-                continue;
-            }
-            let id = *s.generated.last().expect("sampled above");
+            let id = match sampled {
+                Ok(id) => id,
+                Err(error) => {
+                    events.push(Event::Failed(s.id, error));
+                    ended.push((owner, None));
+                    continue;
+                }
+            };
+            s.generated.push(id);
             s.history.insert(id);
             if s.generated.len() == 1 {
                 s.prepared.timings.first_token_ms = ms(s.started.elapsed());

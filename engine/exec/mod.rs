@@ -6,6 +6,7 @@ use qwenvl_graph::Plan;
 
 use crate::error::Result;
 use crate::kernels::SeqRows;
+use crate::sampler::{SamplingParams, TokenSet};
 use crate::vision::{Normalize, Visual};
 
 /// One temporal slice of a picture or video.
@@ -56,6 +57,17 @@ pub struct DecoderCall<'a> {
     pub logit_rows: &'a [u32],
 }
 
+/// How to pick a token from one row of logits.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleRow<'a> {
+    /// Penalty, temperature, limits, seed.
+    pub params: &'a SamplingParams,
+    /// Every id of the sequence, prompt included.
+    pub history: &'a TokenSet,
+    /// Index of the new token in its sequence.
+    pub position: u64,
+}
+
 /// Runs a plan on one device. All memory is taken when the executor is made.
 ///
 /// # Panics
@@ -71,11 +83,28 @@ pub trait Executor: Send {
     /// Those of the device.
     fn encode(&mut self, call: &VisionCall) -> Result<()>;
 
-    /// Runs the decoder and returns the logits, `[logit_rows, vocab_size]`.
+    /// Runs the decoder; the logits `[logit_rows, vocab_size]` stay on the device.
     ///
     /// # Errors
     /// Those of the device.
-    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<&[f32]>;
+    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()>;
+
+    /// Picks a token from each row of the last [`Executor::forward`]'s logits, where they are, and appends
+    /// them to `tokens`. There are as many `rows` as there were `logit_rows`.
+    ///
+    /// # Errors
+    /// Those of the device. Logits that cannot be used are an error of their row only.
+    fn sample(
+        &mut self,
+        rows: &mut dyn ExactSizeIterator<Item = SampleRow<'_>>,
+        tokens: &mut Vec<Result<u32>>,
+    ) -> Result<()>;
+
+    /// The logits of the last [`Executor::forward`], `[logit_rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn logits(&mut self) -> Result<&[f32]>;
 
     /// Memory bandwidth and arithmetic of the device as measured now.
     fn measure(&mut self) -> Peaks;

@@ -13,13 +13,14 @@ use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::positions::vision_positions;
 use qwenvl_graph::{DeviceKind, Epilogue, Op, Plan, Program, Segment};
 
-use super::{DecoderCall, Executor, Peaks, Phase, VisionCall};
+use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::cpu::attention::KvPages;
 use crate::kernels::cpu::int4::QuantizedRows;
 use crate::kernels::cpu::rope::RopeTable;
 use crate::kernels::cpu::{Aligned, Isa, Pool, peak};
+use crate::sampler::Sampler;
 
 /// Told what is being loaded: bytes done, bytes in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -31,6 +32,9 @@ pub struct CpuExecutor {
     vision_weights: Weights,
     decoder_weights: Weights,
     memory: Memory,
+    sampler: Sampler,
+    /// Where the last call left its logits, in elements of the arena.
+    logits: Range<usize>,
 }
 
 /// Everything that steps write.
@@ -115,7 +119,15 @@ impl CpuExecutor {
             config: plan.config.vision.clone(),
             pool,
         };
-        Ok(CpuExecutor { plan: Arc::new(plan), checkpoint, vision_weights, decoder_weights, memory })
+        Ok(CpuExecutor {
+            sampler: Sampler::new(text.vocab_size),
+            logits: 0..0,
+            plan: Arc::new(plan),
+            checkpoint,
+            vision_weights,
+            decoder_weights,
+            memory,
+        })
     }
 
     /// Overwrites all memory that no step has written with NaN, for tests.
@@ -191,7 +203,7 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<&[f32]> {
+    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {
         let program = match phase {
             Phase::Prefill => &self.plan.prefill,
             Phase::Decode => &self.plan.decode,
@@ -213,7 +225,27 @@ impl Executor for CpuExecutor {
         run(program, 0, &self.decoder_weights, &self.checkpoint, memory, &Call::Decoder(call));
         let result = program.graph.result.expect("a program has a result");
         let start = program.placements[result.0].expect("logits are in the arena").offset_bytes as usize / 4;
-        Ok(&self.memory.arena[start..start + call.logit_rows.len() * self.plan.config.text.vocab_size])
+        self.logits = start..start + call.logit_rows.len() * self.plan.config.text.vocab_size;
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        rows: &mut dyn ExactSizeIterator<Item = SampleRow<'_>>,
+        tokens: &mut Vec<Result<u32>>,
+    ) -> Result<()> {
+        let vocab = self.plan.config.text.vocab_size;
+        let logits = &self.memory.arena[self.logits.clone()];
+        assert_eq!(rows.len() * vocab, logits.len(), "rows to sample");
+        tokens.extend(
+            rows.zip(logits.chunks_exact(vocab))
+                .map(|(row, logits)| self.sampler.sample(logits, row.history, row.params, row.position)),
+        );
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32]> {
+        Ok(&self.memory.arena[self.logits.clone()])
     }
 
     fn measure(&mut self) -> Peaks {
