@@ -25,6 +25,8 @@ pub struct Device {
     pub read_bytes_per_s: f64,
     /// Matrix arithmetic that large products are known to reach, FLOP/s. 0 if unknown.
     pub flops_per_s: f64,
+    /// Matrix arithmetic of the data sheet, FLOP/s; on a CPU as `flops_per_s`.
+    pub peak_flops_per_s: f64,
 }
 
 const GIB: u64 = 1 << 30;
@@ -63,6 +65,7 @@ impl Device {
             memory_bytes: gib * GIB - GPU_RESERVED_BYTES,
             read_bytes_per_s: gbs * 1e9 * BANDWIDTH_SHARE,
             flops_per_s: tflops * 1e12 * FLOPS_SHARE,
+            peak_flops_per_s: tflops * 1e12,
         })
     }
 
@@ -79,6 +82,7 @@ impl Device {
             memory_bytes,
             read_bytes_per_s,
             flops_per_s,
+            peak_flops_per_s: flops_per_s,
         }
     }
 

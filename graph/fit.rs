@@ -12,7 +12,7 @@ pub const CARD_INPUT_TOKENS: [usize; 4] = [1, 6144, 14336, 30720];
 /// Tokens that the model card's table generates after each prompt.
 pub const CARD_OUTPUT_TOKENS: usize = 2048;
 
-/// The physical bound on one row of the model card's speed table, on the plan's device.
+/// One row of the model card's speed table, on the plan's device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CardRow {
     /// Prompt tokens.
@@ -35,7 +35,7 @@ pub struct Remedy {
 }
 
 impl Plan {
-    /// Bounds for each row of the card's table; `None` if the device's limits are not known.
+    /// The physical bound on each row of the card's table; `None` if the device's limits are not known.
     pub fn card_rows(&self) -> Option<Vec<CardRow>> {
         CARD_INPUT_TOKENS.iter().map(|&input| self.card_row(input)).collect()
     }

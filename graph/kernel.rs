@@ -19,8 +19,11 @@ pub const DENSE_K_BLOCK: usize = 256;
 pub const DENSE_PACKED_ROWS: usize = 12;
 /// Rows of a tile of a linear layer on the CPU.
 const BLOCK_M: usize = 192;
-/// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads.
-const BLOCK_N: usize = 64;
+/// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads: wide where that
+/// leaves every thread enough tiles, since each tile packs its rows again.
+const BLOCK_N: [usize; 2] = [128, 64];
+/// Tiles of a narrow layer that a thread should have.
+const TILES_PER_THREAD: usize = 16;
 
 /// The kernel of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +44,16 @@ pub struct Kernel {
 pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device) -> Kernel {
     let mut kernel =
         Kernel { name: name(graph, node), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
-    if device.kind == DeviceKind::Cuda {
-        return kernel;
-    }
+    let DeviceKind::Cpu { threads } = device.kind else { return kernel };
     match &node.op {
         Op::Linear { parts, k, epilogue } => {
             kernel.block_m = BLOCK_M;
+            let n: usize = parts.iter().map(|p| p.n).sum();
+            let block_n = BLOCK_N[usize::from(n < BLOCK_N[0] * TILES_PER_THREAD * threads)];
             kernel.block_n = match epilogue {
-                Epilogue::VisionRope(rope) => rope.head_dim * BLOCK_N.div_ceil(rope.head_dim),
-                Epilogue::RopeWriteKv { heads, .. } => heads.head_dim * BLOCK_N.div_ceil(heads.head_dim),
-                _ => BLOCK_N,
+                Epilogue::VisionRope(rope) => block_n.next_multiple_of(rope.head_dim),
+                Epilogue::RopeWriteKv { heads, .. } => block_n.next_multiple_of(heads.head_dim),
+                _ => block_n,
             };
             let tiles = if *epilogue == Epilogue::SwiGlu { 2 } else { 1 };
             let tile_bytes = (tiles * kernel.block_m * kernel.block_n * 4) as u64;

@@ -16,6 +16,7 @@ pub mod grid;
 pub mod kernel;
 pub mod memory;
 mod merger;
+pub mod model;
 pub mod op;
 pub mod plan;
 pub mod positions;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value as Json, json};
 
 use crate::cost::Cost;
+use crate::fit::CardRow;
 use crate::plan::{Plan, Program};
 
 impl Plan {
@@ -12,18 +13,6 @@ impl Plan {
     /// All sizes are in bytes; costs are at the upper bounds of the plan.
     pub fn to_json(&self) -> Json {
         let m = &self.memory;
-        let card = self.card_rows().map(|rows| {
-            rows.iter()
-                .map(|r| {
-                    json!({
-                        "input_tokens": r.input_tokens,
-                        "tokens_per_s": r.tokens_per_s,
-                        "decode_tokens_per_s": r.decode_tokens_per_s,
-                        "prefill_s": r.prefill_s,
-                    })
-                })
-                .collect::<Vec<_>>()
-        });
         json!({
             "format": self.config.format_name(),
             "device": self.device.name,
@@ -42,8 +31,9 @@ impl Plan {
             "workspace_bytes": m.workspace_bytes,
             "total_bytes": m.total_bytes(),
             "fits": self.fits(),
-            "bound_tokens_per_s": card,
-            "programs": self.programs().map(program_json),
+            "bound_tokens_per_s": self.card_rows().map(|rows| rows_json(&rows)),
+            "modelled_tokens_per_s": self.modelled_rows().map(|rows| rows_json(&rows)),
+            "programs": self.programs().map(|p| program_json(self, p)),
         })
     }
 
@@ -75,7 +65,7 @@ impl Plan {
             self.memory.kv_bytes_per_token
         );
         for program in self.programs() {
-            program_table(program, &mut out);
+            program_table(self, program, &mut out);
         }
         out
     }
@@ -120,7 +110,20 @@ impl Plan {
     }
 }
 
-fn program_json(program: &Program) -> Json {
+fn rows_json(rows: &[CardRow]) -> Json {
+    rows.iter()
+        .map(|r| {
+            json!({
+                "input_tokens": r.input_tokens,
+                "tokens_per_s": r.tokens_per_s,
+                "decode_tokens_per_s": r.decode_tokens_per_s,
+                "prefill_s": r.prefill_s,
+            })
+        })
+        .collect()
+}
+
+fn program_json(plan: &Plan, program: &Program) -> Json {
     let steps: Vec<Json> = program
         .graph
         .nodes
@@ -129,6 +132,7 @@ fn program_json(program: &Program) -> Json {
         .map(|(at, node)| {
             let kernel = &program.kernels[at];
             let cost = program.step_cost(at, &program.bounds);
+            let time = plan.step_time(program, at, &program.bounds);
             let output = node.output.map(|id| {
                 let value = program.graph.value(id);
                 let place = program.placements[id.0];
@@ -150,6 +154,8 @@ fn program_json(program: &Program) -> Json {
                 "weight_bytes": cost.weight_bytes,
                 "activation_bytes": cost.activation_bytes,
                 "flops": cost.flops,
+                "modelled_s": time.map(|t| t.seconds),
+                "modelled_limiter": time.map(|t| t.limiter),
             })
         })
         .collect();
@@ -163,9 +169,11 @@ struct Kind {
     output: String,
     count: usize,
     cost: Cost,
+    /// Modelled, for devices that are.
+    seconds: Option<f64>,
 }
 
-fn kinds(program: &Program) -> Vec<Kind> {
+fn kinds(plan: &Plan, program: &Program) -> Vec<Kind> {
     let mut out: Vec<Kind> = Vec::new();
     for (at, node) in program.graph.nodes.iter().enumerate() {
         let k = &program.kernels[at];
@@ -175,19 +183,21 @@ fn kinds(program: &Program) -> Vec<Kind> {
         };
         let output = node.output.map_or("-".into(), |v| program.graph.value(v).shape.to_string());
         let cost = program.step_cost(at, &program.bounds);
+        let seconds = plan.step_time(program, at, &program.bounds).map(|t| t.seconds);
         let op = node.op.name();
         match out.iter_mut().find(|k| k.op == op && k.kernel == kernel && k.output == output) {
             Some(kind) => {
                 kind.count += 1;
                 kind.cost = kind.cost.plus(cost);
+                kind.seconds = kind.seconds.zip(seconds).map(|(a, b)| a + b);
             }
-            None => out.push(Kind { op, kernel, output, count: 1, cost }),
+            None => out.push(Kind { op, kernel, output, count: 1, cost, seconds }),
         }
     }
     out
 }
 
-fn program_table(program: &Program, out: &mut String) {
+fn program_table(plan: &Plan, program: &Program, out: &mut String) {
     let b = &program.bounds;
     let size = match program.name {
         "vision" => format!("{} patches", b.patches),
@@ -196,20 +206,21 @@ fn program_table(program: &Program, out: &mut String) {
     let _ = writeln!(out, "\n{} ({} steps, at its bounds: {size})", program.name, program.graph.nodes.len());
     let _ = writeln!(
         out,
-        "{:>5} {:<18} {:<22} {:<22} {:>11} {:>11} {:>10}",
-        "count", "op", "kernel", "output", "weights MB", "moved MB", "GFLOP"
+        "{:>5} {:<18} {:<22} {:<22} {:>11} {:>11} {:>10} {:>12}",
+        "count", "op", "kernel", "output", "weights MB", "moved MB", "GFLOP", "modelled ms"
     );
-    for kind in kinds(program) {
+    for kind in kinds(plan, program) {
         let _ = writeln!(
             out,
-            "{:>5} {:<18} {:<22} {:<22} {:>11.2} {:>11.2} {:>10.2}",
+            "{:>5} {:<18} {:<22} {:<22} {:>11.2} {:>11.2} {:>10.2} {:>12}",
             kind.count,
             kind.op,
             kind.kernel,
             kind.output,
             kind.cost.weight_bytes as f64 / 1e6,
             kind.cost.activation_bytes as f64 / 1e6,
-            kind.cost.flops as f64 / 1e9
+            kind.cost.flops as f64 / 1e9,
+            kind.seconds.map_or("-".into(), |s| format!("{:.3}", s * 1e3)),
         );
     }
 }

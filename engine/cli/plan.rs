@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use qwenvl::graph::fit::CardRow;
 use qwenvl::graph::{Device, DeviceKind, ModelConfig, Plan, PlanOptions};
 use qwenvl::kernels::cpu::{Isa, Pool, peak};
 use qwenvl::vision::Processor;
@@ -84,26 +85,33 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if let Some(rows) = plan.card_rows() {
-        println!("\nphysical bound at the model card's inputs, 2048 tokens generated, one sequence");
-        println!("{:>8} {:>16} {:>16} {:>12}", "input", "decode tok/s", "card's tok/s", "prefill s");
-        for r in rows {
-            println!(
-                "{:>8} {:>16.1} {:>16.1} {:>12.2}",
-                r.input_tokens, r.decode_tokens_per_s, r.tokens_per_s, r.prefill_s
-            );
-        }
+        print_rows("physical bound at the model card's inputs", &rows);
         println!(
             "from {:.0} GB/s read and {:.0} GFLOP/s, {}",
             device.read_bytes_per_s / 1e9,
             device.flops_per_s / 1e9,
             match device.kind {
                 DeviceKind::Cpu { .. } => "measured here now",
-                DeviceKind::Cuda =>
-                    "the best that kernels are known to reach; this build has no CUDA executor",
+                DeviceKind::Cuda => "the best that kernels are known to reach",
             }
         );
     }
+    if let Some(rows) = plan.modelled_rows() {
+        print_rows("modelled, not measured: launches and the rates the kernels are designed for", &rows);
+        println!("this build has no CUDA executor");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_rows(title: &str, rows: &[CardRow]) {
+    println!("\n{title}; 2048 tokens generated, one sequence");
+    println!("{:>8} {:>16} {:>16} {:>12}", "input", "decode tok/s", "card's tok/s", "prefill s");
+    for r in rows {
+        println!(
+            "{:>8} {:>16.1} {:>16.1} {:>12.2}",
+            r.input_tokens, r.decode_tokens_per_s, r.tokens_per_s, r.prefill_s
+        );
+    }
 }
 
 /// The configuration, and the checkpoint's own limit on pictures if it has one.

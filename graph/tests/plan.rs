@@ -82,6 +82,20 @@ fn bounds_on_the_speed_table_are_those_of_the_hardware() {
 }
 
 #[test]
+fn modelled_decoding_is_slower_than_physics_and_reaches_40_tokens_per_s_for_72b_awq() {
+    let plan = plan(&quantised("72b", AWQ), 32768);
+    let (bounds, rows) = (plan.card_rows().unwrap(), plan.modelled_rows().unwrap());
+    for (bound, row) in bounds.iter().zip(&rows) {
+        assert!(row.decode_tokens_per_s < bound.decode_tokens_per_s, "{row:?}");
+        assert!(row.decode_tokens_per_s > 0.85 * bound.decode_tokens_per_s, "{row:?}");
+    }
+    assert!(rows[0].tokens_per_s >= 40.0, "{:?}", rows[0]);
+    let cpu = Device::cpu(2, 1 << 40, 1e10, 1e11);
+    let on_cpu = Plan::new(&plan.config, &cpu, &plan.options).unwrap();
+    assert_eq!(on_cpu.modelled_rows(), None);
+}
+
+#[test]
 fn the_largest_context_is_the_last_one_that_fits() {
     let plan = plan(&published("7b"), 32768);
     let mut small = plan.clone();
