@@ -9,7 +9,10 @@ pub enum DeviceKind {
         threads: usize,
     },
     /// A CUDA GPU.
-    Cuda,
+    Cuda {
+        /// Streaming multiprocessors: work is cut into as many runs.
+        multiprocessors: usize,
+    },
 }
 
 /// A device, as far as planning needs to know it.
@@ -34,19 +37,19 @@ const GIB: u64 = 1 << 30;
 const GPU_RESERVED_BYTES: u64 = GIB;
 
 /// One line of the table of named devices: name, memory (GiB), peak bandwidth (GB/s), dense BF16
-/// peak (TFLOP/s with FP32 accumulation). Sources: the vendor's data sheets.
-const GPUS: &[(&str, u64, f64, f64)] = &[
-    ("a100-40g", 40, 1555.0, 312.0),
-    ("a100-80g", 80, 2039.0, 312.0),
-    ("a100-80g-pcie", 80, 1935.0, 312.0),
-    ("h100-80g", 80, 3352.0, 989.0),
-    ("h200-141g", 141, 4800.0, 989.0),
-    ("a10", 24, 600.0, 125.0),
-    ("a6000", 48, 768.0, 155.0),
-    ("l4", 24, 300.0, 121.0),
-    ("l40s", 48, 864.0, 362.0),
-    ("rtx3090", 24, 936.0, 71.0),
-    ("rtx4090", 24, 1008.0, 165.0),
+/// peak (TFLOP/s with FP32 accumulation), multiprocessors. Sources: the vendor's data sheets.
+const GPUS: &[(&str, u64, f64, f64, usize)] = &[
+    ("a100-40g", 40, 1555.0, 312.0, 108),
+    ("a100-80g", 80, 2039.0, 312.0, 108),
+    ("a100-80g-pcie", 80, 1935.0, 312.0, 108),
+    ("h100-80g", 80, 3352.0, 989.0, 132),
+    ("h200-141g", 141, 4800.0, 989.0, 132),
+    ("a10", 24, 600.0, 125.0, 72),
+    ("a6000", 48, 768.0, 155.0, 84),
+    ("l4", 24, 300.0, 121.0, 58),
+    ("l40s", 48, 864.0, 362.0, 142),
+    ("rtx3090", 24, 936.0, 71.0, 82),
+    ("rtx4090", 24, 1008.0, 165.0, 128),
 ];
 
 /// Share of a GPU's peak bandwidth that the best read kernels reach: 1.80 of 2.039 TB/s on an
@@ -58,10 +61,10 @@ const FLOPS_SHARE: f64 = 200.0 / 312.0;
 impl Device {
     /// The named GPU, or `None`. Names are case-insensitive.
     pub fn gpu(name: &str) -> Option<Device> {
-        let &(name, gib, gbs, tflops) = GPUS.iter().find(|g| g.0.eq_ignore_ascii_case(name))?;
+        let &(name, gib, gbs, tflops, multiprocessors) = GPUS.iter().find(|g| g.0.eq_ignore_ascii_case(name))?;
         Some(Device {
             name: name.to_string(),
-            kind: DeviceKind::Cuda,
+            kind: DeviceKind::Cuda { multiprocessors },
             memory_bytes: gib * GIB - GPU_RESERVED_BYTES,
             read_bytes_per_s: gbs * 1e9 * BANDWIDTH_SHARE,
             flops_per_s: tflops * 1e12 * FLOPS_SHARE,

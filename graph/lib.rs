@@ -6,6 +6,7 @@
 pub mod builder;
 pub mod config;
 pub mod cost;
+pub mod cuda;
 mod decoder;
 pub mod device;
 pub mod dtype;

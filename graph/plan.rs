@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::builder::{Graph, Node, ValueId, Weight};
 use crate::config::ModelConfig;
 use crate::cost::{self, Cost};
+use crate::cuda::{self, Workspace};
 use crate::device::{Device, DeviceKind};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -38,6 +39,8 @@ pub struct PlanOptions {
     pub max_patches: usize,
     /// Most visual tokens that wait for their prefill.
     pub max_visual_tokens: usize,
+    /// Type of intermediate values and of the KV cache on a GPU: BF16 or F16.
+    pub activation: DType,
     /// Whether to run the fusion passes. Off, the plan runs the plain graph: slower, same numbers.
     pub fuse: bool,
 }
@@ -55,6 +58,7 @@ impl PlanOptions {
             prefill_chunk_tokens: 512,
             max_patches: max_patches.next_multiple_of(per_token),
             max_visual_tokens: context_tokens,
+            activation: DType::BF16,
             fuse: true,
         }
     }
@@ -174,7 +178,7 @@ impl Plan {
         check(config, options)?;
         let (activation, kv_dtype) = match device.kind {
             DeviceKind::Cpu { .. } => (DType::F32, DType::F32),
-            DeviceKind::Cuda => (DType::BF16, DType::BF16),
+            DeviceKind::Cuda { .. } => (options.activation, options.activation),
         };
         let mut vision_graph = Graph::default();
         let x = vit::build(&mut vision_graph, config, activation)?;
@@ -239,7 +243,11 @@ fn check(config: &ModelConfig, options: &PlanOptions) -> Result<()> {
 }
 
 fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_dtype: DType) -> Program {
-    let segments = segments(&graph);
+    let tile_rows = match device.kind {
+        DeviceKind::Cpu { .. } => TILE_PATCHES,
+        DeviceKind::Cuda { .. } => cuda::TILE_PATCHES,
+    };
+    let segments = segments(&graph, tile_rows);
     let kernels = segments
         .iter()
         .flat_map(|segment| {
@@ -267,7 +275,7 @@ fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_
 
 /// Cuts the steps into runs. A step joins the run before it if it works row by row over patches and
 /// is the only reader of the value just written.
-fn segments(graph: &Graph) -> Vec<Segment> {
+fn segments(graph: &Graph, tile: usize) -> Vec<Segment> {
     let mut out: Vec<Segment> = Vec::new();
     for (at, node) in graph.nodes.iter().enumerate() {
         let tiled = is_over_patches(graph, node);
@@ -279,7 +287,7 @@ fn segments(graph: &Graph) -> Vec<Segment> {
             run.steps.end = at + 1;
             continue;
         }
-        out.push(Segment { steps: at..at + 1, tile_rows: tiled.then_some(TILE_PATCHES) });
+        out.push(Segment { steps: at..at + 1, tile_rows: tiled.then_some(tile) });
     }
     out
 }
@@ -311,19 +319,27 @@ fn memory_use(
     let t = &config.text;
     let kv_bytes_per_token = 2 * (t.num_hidden_layers * t.kv_dim()) as u64 * kv_dtype.size_bytes();
     let pages = options.kv_pool_tokens.div_ceil(KV_PAGE_TOKENS) as u64;
-    let kernels = || programs.iter().flat_map(|p| &p.kernels);
-    let shared = kernels().map(|k| k.shared_bytes).max().unwrap_or(0);
-    let per_thread = kernels().map(|k| k.thread_bytes).max().unwrap_or(0);
-    let threads = match device.kind {
-        DeviceKind::Cpu { threads } => threads as u64,
-        DeviceKind::Cuda => 0,
+    let weights_bytes = programs[0].weights_bytes() + programs[1].weights_bytes();
+    let workspace_bytes = match device.kind {
+        DeviceKind::Cpu { threads } => {
+            let kernels = || programs.iter().flat_map(|p| &p.kernels);
+            let shared = kernels().map(|k| k.shared_bytes).max().unwrap_or(0);
+            let per_thread = kernels().map(|k| k.thread_bytes).max().unwrap_or(0);
+            shared + threads as u64 * per_thread
+        }
+        DeviceKind::Cuda { multiprocessors } => {
+            let graphs = [&programs[0].graph, &programs[1].graph];
+            // What the device's layout adds to the weights of the files: whole records.
+            let padding = cuda::weights_bytes(graphs).saturating_sub(weights_bytes);
+            padding + Workspace::new(config, options, graphs, multiprocessors).total_bytes
+        }
     };
     MemoryUse {
-        weights_bytes: programs[0].weights_bytes() + programs[1].weights_bytes(),
+        weights_bytes,
         kv_bytes_per_token,
         kv_bytes: pages * KV_PAGE_TOKENS as u64 * kv_bytes_per_token,
         arena_bytes: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),
         visual_bytes: (options.max_visual_tokens * t.hidden_size) as u64 * activation.size_bytes(),
-        workspace_bytes: shared + threads * per_thread,
+        workspace_bytes,
     }
 }

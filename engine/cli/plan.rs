@@ -92,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             device.flops_per_s / 1e9,
             match device.kind {
                 DeviceKind::Cpu { .. } => "measured here now",
-                DeviceKind::Cuda => "the best that kernels are known to reach",
+                DeviceKind::Cuda { .. } => "the best that kernels are known to reach",
             }
         );
     }

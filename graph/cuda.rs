@@ -1,0 +1,168 @@
+//! What the CUDA kernels need beyond the arena: the layout of weights, cuts of the work, and every byte of
+//! workspace. The executor takes exactly what is stated here.
+
+use std::ops::Range;
+
+use crate::builder::{Graph, WeightId, WeightKind};
+use crate::config::ModelConfig;
+use crate::op::Op;
+use crate::plan::PlanOptions;
+use crate::weights::WeightFormat;
+
+/// Outputs and inputs of a record, the unit of the weight layout (`kernels/cuda/linear.cuh`).
+pub const RECORD: usize = 128;
+/// Outputs of a strip: what a block of threads works on.
+pub const STRIP: usize = 256;
+/// Most rows of the small-m linear kernels.
+pub const SMALL_ROWS: usize = 64;
+/// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract.
+pub const DECODE_CHUNK_TOKENS: usize = 256;
+/// Decode attention folds the results of this many chunks, then the folds.
+pub const DECODE_SUPER_CHUNKS: usize = 16;
+/// Query rows of a prefill or vision attention task.
+pub const ATTENTION_ROWS: usize = 128;
+/// Batch sizes that decode graphs are made for.
+pub const BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+/// Patches that run at a time through the row-by-row steps of the vision tower.
+pub const TILE_PATCHES: usize = 8192;
+
+/// Bytes of a matrix on the device: whole records.
+pub fn matrix_bytes(n: usize, k: usize, format: WeightFormat) -> u64 {
+    let record = match format {
+        WeightFormat::Int4 { .. } => 8512,
+        WeightFormat::Int8 { .. } => 16640,
+        WeightFormat::Dense(_) => 32768,
+    };
+    (n.next_multiple_of(STRIP) / RECORD * k.div_ceil(RECORD)) as u64 * record
+}
+
+/// Equal runs of (strip, record along k) units that a linear layer is cut into: one for each
+/// multiprocessor, fixed for the device so that sums do not depend on the batch.
+pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
+    multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
+}
+
+/// A decode bucket that holds `rows`, if one does.
+pub fn bucket(rows: usize) -> Option<usize> {
+    BUCKETS.into_iter().find(|&b| b >= rows)
+}
+
+/// Device memory beside the arena, the KV cache and the visual rows, as byte ranges of one block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    /// Cosines and sines of the decoder, `[context][head_dim / 2]` pairs of f32.
+    pub mrope: Range<u64>,
+    /// Of the vision tower, `[side][head_dim / 4]`.
+    pub vision_rope: Range<u64>,
+    /// Normalised value of each byte, `[3][256]` f32.
+    pub normalize: Range<u64>,
+    /// 8-bit frames of a vision call.
+    pub frames: Range<u64>,
+    /// What the host sends for a call: ids, positions, tables.
+    pub inputs: Range<u64>,
+    /// Sums of runs that share a strip, f32.
+    pub partials: Range<u64>,
+    /// Partial results of decode attention, f32.
+    pub attention: Range<u64>,
+    /// Arrival counters, u32.
+    pub arrivals: Range<u64>,
+    /// Scores and histories of the sampler.
+    pub sampling: Range<u64>,
+    /// Tokens picked, u32.
+    pub tokens: Range<u64>,
+    /// All of it.
+    pub total_bytes: u64,
+}
+
+/// Longest side of a picture in patches, for the largest aspect ratio.
+pub fn max_side_patches(max_patches: usize) -> usize {
+    ((max_patches as f64 * 200.0).sqrt() as usize + 2).min(max_patches + 1)
+}
+
+/// Words of u32 that the host sends with a decoder call of `tokens` tokens and `seqs` sequences.
+pub fn decoder_input_words(options: &PlanOptions, tokens: usize, seqs: usize, heads: usize) -> usize {
+    let pages = options.context_tokens.div_ceil(crate::kernel::KV_PAGE_TOKENS);
+    // Ids, positions, visual rows, slots; sequences; page tables; rows of logits; attention tiles.
+    let tiles = (tokens.div_ceil(ATTENTION_ROWS) + seqs) * heads;
+    6 * tokens + 4 * seqs + pages * seqs + seqs + 3 * tiles
+}
+
+impl Workspace {
+    /// The workspace of a model under `options` on a device with so many multiprocessors.
+    pub fn new(
+        config: &ModelConfig,
+        options: &PlanOptions,
+        graphs: [&Graph; 2],
+        multiprocessors: usize,
+    ) -> Workspace {
+        let (t, v) = (&config.text, &config.vision);
+        let (heads, kv_heads) = (t.num_attention_heads, t.num_key_value_heads);
+        let rows = options.max_seqs.min(SMALL_ROWS);
+        let mut at = 0u64;
+        let mut take = |bytes: usize| {
+            let start = at;
+            at = (at + bytes as u64).next_multiple_of(crate::memory::ALIGN_BYTES);
+            start..start + bytes as u64
+        };
+        let chunk = options.prefill_chunk_tokens.min(options.context_tokens);
+        let words = decoder_input_words(options, chunk.max(options.max_seqs), options.max_seqs, heads);
+        let slices = options.max_patches / v.patches_per_token();
+        // Positions of patches; slices as sequences, frames and tiles.
+        let vision_words = 2 * options.max_patches
+            + slices * (4 + 8)
+            + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads;
+        let chunks = options.context_tokens.div_ceil(DECODE_CHUNK_TOKENS);
+        let supers = chunks.div_ceil(DECODE_SUPER_CHUNKS);
+        let group = heads / kv_heads;
+        let strips = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
+            Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>().div_ceil(STRIP)),
+            _ => None,
+        });
+        let strips = strips.max().unwrap_or(0);
+        let bits = t.vocab_size.div_ceil(32);
+        Workspace {
+            mrope: take(options.context_tokens * t.head_dim() / 2 * 8),
+            vision_rope: take(max_side_patches(options.max_patches) * v.head_dim() / 4 * 8),
+            normalize: take(3 * 256 * 4),
+            frames: take(
+                options.max_patches * v.patch_size * v.patch_size * v.in_channels * v.temporal_patch_size,
+            ),
+            inputs: take(4 * words.max(vision_words)),
+            // A run touches at most a strip more than it ends, so that runs and strips bound the slots.
+            partials: take((multiprocessors + strips) * rows.next_multiple_of(8) * STRIP * 4),
+            attention: take(
+                options.max_seqs * kv_heads * (chunks + supers) * group * (t.head_dim() + 2) * 4,
+            ),
+            arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
+            sampling: take(options.max_seqs * (t.vocab_size + bits + 8) * 4),
+            tokens: take(options.max_seqs * 4),
+            total_bytes: at,
+        }
+    }
+}
+
+/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding
+/// table once more by rows where it is the head as well.
+pub fn weights_bytes(graphs: [&Graph; 2]) -> u64 {
+    graphs.iter().map(|graph| graph_bytes(graph)).sum()
+}
+
+fn graph_bytes(graph: &Graph) -> u64 {
+    let weight = |id: WeightId| graph.weight(id).kind;
+    let matrices = graph.nodes.iter().map(|node| match &node.op {
+        Op::Linear { parts, k, .. } => {
+            let n = parts.iter().map(|p| p.n).sum();
+            match weight(parts[0].weight) {
+                WeightKind::Matrix { format, .. } => matrix_bytes(n, *k, format),
+                WeightKind::Vector { .. } => 0,
+            }
+        }
+        Op::Embed { table } => graph.weight(*table).bytes(),
+        _ => 0,
+    });
+    let vectors = graph.weights.iter().map(|w| match w.kind {
+        WeightKind::Vector { len, .. } => 4 * len as u64,
+        WeightKind::Matrix { .. } => 0,
+    });
+    matrices.chain(vectors).sum()
+}
