@@ -94,6 +94,14 @@ pub enum Error {
         /// What it should have given.
         expected: String,
     },
+    /// The CUDA driver failed.
+    #[error("CUDA: {step}: {problem}")]
+    Cuda {
+        /// What was being done: a step of the plan, or of loading.
+        step: String,
+        /// The driver's error.
+        problem: String,
+    },
     /// Prompt and answer do not fit in the context.
     #[error(
         "the prompt has {prompt_tokens} tokens ({visual_tokens} of them visual) and max_tokens is {max_tokens}, \

@@ -33,7 +33,7 @@ pub fn matrix_bytes(n: usize, k: usize, format: WeightFormat) -> u64 {
         WeightFormat::Int8 { .. } => 16640,
         WeightFormat::Dense(_) => 32768,
     };
-    (n.next_multiple_of(STRIP) / RECORD * k.div_ceil(RECORD)) as u64 * record
+    (n.div_ceil(RECORD) * k.div_ceil(RECORD)) as u64 * record
 }
 
 /// Equal runs of (strip, record along k) units that a linear layer is cut into: one for each
@@ -82,9 +82,10 @@ pub fn max_side_patches(max_patches: usize) -> usize {
 /// Words of u32 that the host sends with a decoder call of `tokens` tokens and `seqs` sequences.
 pub fn decoder_input_words(options: &PlanOptions, tokens: usize, seqs: usize, heads: usize) -> usize {
     let pages = options.context_tokens.div_ceil(crate::kernel::KV_PAGE_TOKENS);
-    // Ids, positions, visual rows, slots; sequences; page tables; rows of logits; attention tiles.
-    let tiles = (tokens.div_ceil(ATTENTION_ROWS) + seqs) * heads;
-    6 * tokens + 4 * seqs + pages * seqs + seqs + 3 * tiles
+    // Each key head has a tile for so many queries of its group, and one more where a sequence ends.
+    let tiles = (tokens * heads).div_ceil(ATTENTION_ROWS) + seqs * heads;
+    // Ids, positions, visual rows, slots; sequences; page tables; rows of logits; tiles; gaps between them.
+    6 * tokens + 4 * seqs + pages * seqs + seqs + 3 * tiles + 64
 }
 
 impl Workspace {
@@ -110,10 +111,10 @@ impl Workspace {
         // Positions of patches; slices as sequences, frames and tiles.
         let vision_words = 2 * options.max_patches
             + slices * (4 + 8)
-            + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads;
+            + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads
+            + 64;
         let chunks = options.context_tokens.div_ceil(DECODE_CHUNK_TOKENS);
         let supers = chunks.div_ceil(DECODE_SUPER_CHUNKS);
-        let group = heads / kv_heads;
         let strips = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
             Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>().div_ceil(STRIP)),
             _ => None,
@@ -128,11 +129,9 @@ impl Workspace {
                 options.max_patches * v.patch_size * v.patch_size * v.in_channels * v.temporal_patch_size,
             ),
             inputs: take(4 * words.max(vision_words)),
-            // A run touches at most a strip more than it ends, so that runs and strips bound the slots.
-            partials: take((multiprocessors + strips) * rows.next_multiple_of(8) * STRIP * 4),
-            attention: take(
-                options.max_seqs * kv_heads * (chunks + supers) * group * (t.head_dim() + 2) * 4,
-            ),
+            // A run has at most two parts of strips that others share.
+            partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
+            attention: take(options.max_seqs * heads * chunks * (t.head_dim() + 2) * 4),
             arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
             sampling: take(options.max_seqs * (t.vocab_size + bits + 8) * 4),
             tokens: take(options.max_seqs * 4),
@@ -161,7 +160,7 @@ fn graph_bytes(graph: &Graph) -> u64 {
         _ => 0,
     });
     let vectors = graph.weights.iter().map(|w| match w.kind {
-        WeightKind::Vector { len, .. } => 4 * len as u64,
+        WeightKind::Vector { len, .. } => (4 * len as u64).next_multiple_of(16),
         WeightKind::Matrix { .. } => 0,
     });
     matrices.chain(vectors).sum()

@@ -72,6 +72,21 @@ impl Device {
         })
     }
 
+    /// The named GPU behind a driver's product name, as `NVIDIA A100-SXM4-80GB`, or `None`.
+    pub fn gpu_by_product_name(product: &str) -> Option<Device> {
+        let flat = |s: &str| s.to_ascii_lowercase().replace([' ', '-'], "");
+        let product = flat(product);
+        let name = match &product {
+            p if p.contains("a100") && p.contains("40gb") => "a100-40g",
+            p if p.contains("a100") && p.contains("pcie") => "a100-80g-pcie",
+            p if p.contains("a100") => "a100-80g",
+            p if p.contains("h200") => "h200-141g",
+            p if p.contains("h100") => "h100-80g",
+            p => GPUS.iter().map(|g| g.0).rfind(|name| p.contains(&flat(name)))?,
+        };
+        Device::gpu(name)
+    }
+
     /// Names that [`Device::gpu`] knows.
     pub fn gpu_names() -> Vec<&'static str> {
         GPUS.iter().map(|g| g.0).collect()

@@ -243,11 +243,7 @@ fn check(config: &ModelConfig, options: &PlanOptions) -> Result<()> {
 }
 
 fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_dtype: DType) -> Program {
-    let tile_rows = match device.kind {
-        DeviceKind::Cpu { .. } => TILE_PATCHES,
-        DeviceKind::Cuda { .. } => cuda::TILE_PATCHES,
-    };
-    let segments = segments(&graph, tile_rows);
+    let segments = segments(&graph, device);
     let kernels = segments
         .iter()
         .flat_map(|segment| {
@@ -274,8 +270,12 @@ fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_
 }
 
 /// Cuts the steps into runs. A step joins the run before it if it works row by row over patches and
-/// is the only reader of the value just written.
-fn segments(graph: &Graph, tile: usize) -> Vec<Segment> {
+/// is the only reader of the value just written. On a GPU attention runs over all rows at once.
+fn segments(graph: &Graph, device: &Device) -> Vec<Segment> {
+    let (tile, attention_tile) = match device.kind {
+        DeviceKind::Cpu { .. } => (TILE_PATCHES, Some(TILE_PATCHES)),
+        DeviceKind::Cuda { .. } => (cuda::TILE_PATCHES, None),
+    };
     let mut out: Vec<Segment> = Vec::new();
     for (at, node) in graph.nodes.iter().enumerate() {
         let tiled = is_over_patches(graph, node);
@@ -287,7 +287,11 @@ fn segments(graph: &Graph, tile: usize) -> Vec<Segment> {
             run.steps.end = at + 1;
             continue;
         }
-        out.push(Segment { steps: at..at + 1, tile_rows: tiled.then_some(tile) });
+        let tile_rows = match node.op {
+            Op::VisionAttention { .. } => attention_tile,
+            _ => tiled.then_some(tile),
+        };
+        out.push(Segment { steps: at..at + 1, tile_rows });
     }
     out
 }

@@ -31,6 +31,21 @@ impl RopeTable {
         }
     }
 
+    /// `(cos, sin)` of `position · theta^(−2j / (2·columns))`, `[positions, columns, 2]`: what kernels on a
+    /// GPU look up.
+    pub fn by_position(columns: usize, theta: f64, positions: u32) -> Vec<f32> {
+        let mut each = Vec::with_capacity(columns);
+        frequencies(&mut each, columns, theta);
+        let mut out = Vec::with_capacity(positions as usize * columns * 2);
+        for position in 0..positions {
+            for f in &each {
+                let (s, c) = f64::from(position as f32 * f).sin_cos();
+                out.extend([c as f32, s as f32]);
+            }
+        }
+        out
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

@@ -1,0 +1,135 @@
+//! One GPU: context, stream, memory blocks, transfers. Addresses are plain numbers; who owns what is said by
+//! the [`Block`]s.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, result};
+
+use crate::error::{Error, Result};
+
+/// A device with one stream on which everything runs in order.
+pub(super) struct Gpu {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
+}
+
+/// Device memory, freed when dropped.
+pub(super) struct Block {
+    slice: CudaSlice<u8>,
+    address: u64,
+}
+
+/// Pinned host memory through which data go to the device, in two halves that take turns.
+pub(super) struct Staging {
+    halves: [Half; 2],
+    next: usize,
+}
+
+struct Half {
+    memory: PinnedHostSlice<u8>,
+    /// Comes when the last copy from here is done.
+    copied: CudaEvent,
+}
+
+/// Bytes of half a [`Staging`].
+const STAGING_BYTES: usize = 8 << 20;
+
+/// An error of the driver at `step`.
+pub(super) fn failed(step: &str) -> impl FnOnce(DriverError) -> Error {
+    move |error| Error::Cuda { step: step.to_string(), problem: error.to_string() }
+}
+
+impl Gpu {
+    /// Opens device `ordinal`.
+    pub(super) fn open(ordinal: usize) -> Result<Gpu> {
+        // The driver library is loaded by the first call, and its absence is a panic of cudarc.
+        // SAFETY: loads the driver, whose initialisers are sound.
+        if !unsafe { cudarc::driver::sys::is_culib_present() } {
+            return Err(Error::Unsupported {
+                what: format!("device cuda:{ordinal}"),
+                help: "no CUDA driver (libcuda.so.1) was found; use --device cpu".into(),
+            });
+        }
+        let step = format!("opening cuda:{ordinal}");
+        let context = CudaContext::new(ordinal).map_err(failed(&step))?;
+        // SAFETY: all work is on one stream, so that no slice needs events.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed(&step))?;
+        Ok(Gpu { context, stream })
+    }
+
+    /// Takes `bytes` of device memory, uninitialised.
+    pub(super) fn block(&self, what: &str, bytes: u64) -> Result<Block> {
+        // SAFETY: steps read only what steps or uploads have written: the plan orders them.
+        let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1) as usize) };
+        let slice = slice.map_err(failed(&format!("allocating {bytes} bytes for {what}")))?;
+        let address = slice.device_ptr(&self.stream).0;
+        Ok(Block { slice, address })
+    }
+
+    /// Fills a range with zeros.
+    pub(super) fn zero(&self, step: &str, address: u64, bytes: u64) -> Result<()> {
+        // SAFETY: callers pass ranges within their blocks.
+        unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream.cu_stream()) }
+            .map_err(failed(step))
+    }
+
+    /// Copies within the device.
+    pub(super) fn copy(&self, step: &str, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: callers pass ranges within their blocks that do not overlap.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(failed(step))
+    }
+
+    /// Waits for everything.
+    pub(super) fn wait(&self, step: &str) -> Result<()> {
+        self.stream.synchronize().map_err(failed(step))
+    }
+}
+
+impl Block {
+    /// Where it starts.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.slice.len() as u64
+    }
+}
+
+impl Staging {
+    pub(super) fn new(gpu: &Gpu) -> Result<Staging> {
+        let half = || -> Result<Half, DriverError> {
+            // SAFETY: every byte is written before the copy that reads it.
+            let memory = unsafe { gpu.context.alloc_pinned::<u8>(STAGING_BYTES) }?;
+            Ok(Half { memory, copied: gpu.context.new_event(None)? })
+        };
+        let step = "allocating pinned memory";
+        Ok(Staging { halves: [half().map_err(failed(step))?, half().map_err(failed(step))?], next: 0 })
+    }
+
+    /// Copies `bytes` to `address`; they may change afterwards. Waits only for the half it writes.
+    pub(super) fn upload(&mut self, gpu: &Gpu, step: &str, address: u64, bytes: &[u8]) -> Result<()> {
+        let mut at = address;
+        for piece in bytes.chunks(STAGING_BYTES) {
+            let half = &mut self.halves[self.next];
+            self.next = 1 - self.next;
+            half.send(gpu, at, piece).map_err(failed(step))?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Half {
+    fn send(&mut self, gpu: &Gpu, address: u64, piece: &[u8]) -> Result<(), DriverError> {
+        self.copied.synchronize()?;
+        let pinned = &mut self.memory.as_mut_slice()?[..piece.len()];
+        pinned.copy_from_slice(piece);
+        // SAFETY: the caller's range is within its block, and nothing writes the half before its event has
+        // come.
+        unsafe { result::memcpy_htod_async(address, pinned, gpu.stream.cu_stream()) }?;
+        self.copied.record(&gpu.stream)
+    }
+}

@@ -1,0 +1,464 @@
+//! The CUDA executor: a plan on one GPU.
+//!
+//! All device memory is taken at bind, as the plan states it. A prompt's chunk is launched step by step; a
+//! decode step is one replay of a graph that was captured at bind, for the smallest bucket that holds the
+//! batch: everything that changes from token to token is read from device memory. The only wait inside a
+//! token is the one that reads it.
+
+mod bind;
+mod gpu;
+mod inputs;
+mod step;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bind::{Binder, Weights};
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaGraph, result};
+use gpu::{Block, Gpu, Staging, failed};
+use inputs::Inputs;
+use qwenvl_graph::cuda::{self, Workspace};
+use qwenvl_graph::positions::vision_positions;
+use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan};
+use step::{Call, Steps};
+
+use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::exec::cpu::Progress;
+use crate::kernels::SeqRows;
+use crate::kernels::cpu::rope::RopeTable;
+use crate::kernels::cuda::attention::{Sequence, Tile, tiles};
+use crate::kernels::cuda::norm::Frames;
+use crate::kernels::cuda::{self as cuda_kernels, Half, Kernels};
+use crate::sampler::Sampler;
+use crate::vision::Normalize;
+
+/// No visual row, no slot.
+const NO_ROW: u32 = u32::MAX;
+
+/// Runs a plan on a CUDA GPU.
+pub struct CudaExecutor {
+    plan: Arc<Plan>,
+    gpu: Gpu,
+    kernels: Kernels,
+    staging: Staging,
+    inputs: Inputs,
+    vision_weights: Weights,
+    decoder_weights: Weights,
+    addresses: Addresses,
+    half: Half,
+    multiprocessors: usize,
+    /// Decode graphs by bucket; dropped before the memory they read.
+    graphs: Vec<(usize, CudaGraph)>,
+    /// Which normalisation the device's table holds.
+    normalize: Option<Normalize>,
+    /// Address and rows of the last logits.
+    logits: (u64, usize),
+    logits_host: Vec<f32>,
+    sampler: Sampler,
+    _blocks: Vec<Block>,
+}
+
+/// Where everything lies on the device.
+struct Addresses {
+    arena: u64,
+    visual: u64,
+    kv: u64,
+    workspace: u64,
+    layout: Workspace,
+}
+
+impl Addresses {
+    /// Start of a part of the workspace.
+    fn of(&self, part: impl Fn(&Workspace) -> &Range<u64>) -> u64 {
+        self.workspace + part(&self.layout).start
+    }
+
+    fn range(&self, part: impl Fn(&Workspace) -> &Range<u64>) -> Range<u64> {
+        let range = part(&self.layout);
+        self.workspace + range.start..self.workspace + range.end
+    }
+}
+
+/// GPU `ordinal` as plans need to know it: name, free memory, rates of the named device it is, or zeros.
+///
+/// # Errors
+/// [`Error::Unsupported`] without a driver, [`Error::Cuda`] without such a device.
+pub fn device(ordinal: usize) -> Result<Device> {
+    let gpu = Gpu::open(ordinal)?;
+    let step = format!("asking cuda:{ordinal}");
+    let attribute = cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    let name = gpu.context.name().map_err(failed(&step))?;
+    let (free, _) = gpu.context.mem_get_info().map_err(failed(&step))?;
+    let multiprocessors = gpu.context.attribute(attribute).map_err(failed(&step))? as usize;
+    let known = Device::gpu_by_product_name(&name);
+    Ok(Device {
+        name: format!("cuda:{ordinal} ({name})"),
+        kind: DeviceKind::Cuda { multiprocessors },
+        memory_bytes: free as u64,
+        read_bytes_per_s: known.as_ref().map_or(0.0, |d| d.read_bytes_per_s),
+        flops_per_s: known.as_ref().map_or(0.0, |d| d.flops_per_s),
+        peak_flops_per_s: known.as_ref().map_or(0.0, |d| d.peak_flops_per_s),
+    })
+}
+
+impl CudaExecutor {
+    /// Binds a plan made by [`device`] to a validated checkpoint on GPU `ordinal`: takes all memory, uploads
+    /// and repacks the weights, captures the decode graphs.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the plan does not fit, [`Error::Tensor`] if a tensor cannot be used,
+    /// [`Error::Cuda`] with the step at which the driver failed.
+    pub fn bind(
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        ordinal: usize,
+        progress: Progress,
+    ) -> Result<CudaExecutor> {
+        let DeviceKind::Cuda { multiprocessors } = plan.device.kind else {
+            return Err(Error::Unsupported {
+                what: format!("running a plan for {} on a GPU", plan.device.name),
+                help: "plan for device cuda".into(),
+            });
+        };
+        plan_fits(&plan)?;
+        let gpu = Gpu::open(ordinal)?;
+        let kernels = Kernels::load(&gpu.context).map_err(|e| kernel_error("loading kernels", e))?;
+        let half = match plan.activation {
+            DType::F16 => Half::F16,
+            _ => Half::BF16,
+        };
+        let mut staging = Staging::new(&gpu)?;
+        let graphs = [&plan.vision.graph, &plan.prefill.graph];
+        let layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
+
+        let weights = gpu.block("weights", cuda::weights_bytes(graphs))?;
+        let (total, mut done) = (plan.memory.weights_bytes, 0);
+        let mut advance = |bytes: u64| {
+            done += bytes;
+            progress(done.min(total), total);
+        };
+        let mut binder = Binder {
+            gpu: &gpu,
+            kernels: &kernels,
+            staging: &mut staging,
+            checkpoint: &checkpoint,
+            half,
+            at: weights.address(),
+            end: weights.address() + weights.bytes(),
+            advance: &mut advance,
+        };
+        let vision_weights = binder.bind(&plan.vision.graph)?;
+        let decoder_weights = binder.bind(&plan.prefill.graph)?;
+
+        let arena = gpu.block("the arena", plan.memory.arena_bytes)?;
+        let visual = gpu.block("visual rows", plan.memory.visual_bytes)?;
+        let kv = gpu.block("the KV cache", plan.memory.kv_bytes)?;
+        let workspace = gpu.block("the workspace", layout.total_bytes)?;
+        let addresses = Addresses {
+            arena: arena.address(),
+            visual: visual.address(),
+            kv: kv.address(),
+            workspace: workspace.address(),
+            layout,
+        };
+        let inputs = Inputs::new(addresses.range(|w| &w.inputs));
+        let vocab = plan.config.text.vocab_size;
+        let mut executor = CudaExecutor {
+            logits_host: vec![0.0; plan.options.max_seqs * vocab],
+            sampler: Sampler::new(vocab),
+            plan: Arc::new(plan),
+            gpu,
+            kernels,
+            staging,
+            inputs,
+            vision_weights,
+            decoder_weights,
+            addresses,
+            half,
+            multiprocessors,
+            graphs: Vec::new(),
+            normalize: None,
+            logits: (0, 0),
+            _blocks: vec![weights, arena, visual, kv, workspace],
+        };
+        executor.fill_tables()?;
+        executor.capture()?;
+        Ok(executor)
+    }
+
+    /// Cosines and sines, and counters at zero.
+    fn fill_tables(&mut self) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let rope = plan.prefill.graph.nodes.iter().find_map(|node| match &node.op {
+            Op::Linear { epilogue: Epilogue::RopeWriteKv { rope, .. }, .. } | Op::Rotate(rope) => Some(*rope),
+            _ => None,
+        });
+        let rope = rope.expect("a decoder rotates");
+        let context = plan.options.context_tokens as u32;
+        let step = "sending tables";
+        let mrope = RopeTable::by_position(rope.head_dim / 2, rope.theta, context);
+        let at = self.addresses.of(|w| &w.mrope);
+        self.staging.upload(&self.gpu, step, at, bytemuck::cast_slice(&mrope))?;
+        let sides = cuda::max_side_patches(plan.options.max_patches) as u32;
+        let vision = RopeTable::by_position(plan.config.vision.head_dim() / 4, 10_000.0, sides);
+        let at = self.addresses.of(|w| &w.vision_rope);
+        self.staging.upload(&self.gpu, step, at, bytemuck::cast_slice(&vision))?;
+        let arrivals = self.addresses.range(|w| &w.arrivals);
+        self.gpu.zero(step, arrivals.start, arrivals.end - arrivals.start)?;
+        self.gpu.wait(step)
+    }
+
+    /// Records the launches of a decode step for each bucket.
+    fn capture(&mut self) -> Result<()> {
+        let most = self.plan.options.max_seqs;
+        for bucket in cuda::BUCKETS.into_iter().take_while(|&b| b < 2 * most) {
+            let call = self.prepare(Phase::Decode, &DecoderCall::default(), bucket);
+            let step = "capturing a decode step";
+            let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            self.gpu.stream.begin_capture(mode).map_err(failed(step))?;
+            let launched = self.steps().run(&self.plan.decode, &self.decoder_weights, &call);
+            let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+            let graph = self.gpu.stream.end_capture(flags).map_err(failed(step));
+            launched?;
+            let graph = graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
+            self.graphs.push((bucket, graph));
+        }
+        Ok(())
+    }
+
+    fn steps(&self) -> Steps<'_> {
+        Steps {
+            gpu: &self.gpu,
+            kernels: &self.kernels,
+            plan: &self.plan,
+            half: self.half,
+            addresses: &self.addresses,
+            multiprocessors: self.multiprocessors,
+        }
+    }
+
+    /// Lays out the inputs of a decoder call with room for `rows` tokens: what is missing computes nothing
+    /// that is kept. Offsets depend on `rows` and the phase only, for decode calls.
+    fn prepare(&mut self, phase: Phase, call: &DecoderCall, rows: usize) -> Call {
+        let pages = self.plan.options.context_tokens.div_ceil(qwenvl_graph::kernel::KV_PAGE_TOKENS);
+        let text = &self.plan.config.text;
+        let (heads, kv_heads) = (text.num_attention_heads, text.num_key_value_heads);
+        let decodes = phase == Phase::Decode;
+        let (seqs, logit_rows) = if decodes { (rows, rows) } else { (call.seqs.len(), call.logit_rows.len()) };
+        let inputs = &mut self.inputs;
+        inputs.clear();
+        let tokens = inputs.padded(call.tokens.iter().copied(), 0, rows);
+        let positions = inputs.padded(call.positions.iter().flatten().copied(), 0, 3 * rows);
+        let visual_index = inputs.padded(call.visual_index.iter().copied(), NO_ROW, rows);
+        let slots = inputs.padded(call.slots.iter().copied(), NO_ROW, rows);
+        let described: Vec<Sequence> = (call.seqs.iter().enumerate())
+            .map(|(i, s)| Sequence {
+                first: s.tokens.start as u32,
+                rows: s.tokens.len() as u32,
+                past: s.past as u32,
+                pages: (i * pages) as u32,
+            })
+            .collect();
+        let sequences = inputs.padded(described.iter().flat_map(words_of), 0, 4 * seqs);
+        let page_row = |s: &SeqRows| {
+            let owned = &call.page_table[s.pages.clone()];
+            owned.iter().copied().chain(std::iter::repeat_n(0, pages - owned.len()))
+        };
+        let page_table = inputs.padded(call.seqs.iter().flat_map(page_row), 0, pages * seqs);
+        let logit_index = inputs.padded(call.logit_rows.iter().copied(), 0, logit_rows);
+        let work = if decodes { Vec::new() } else { tiles(&described, kv_heads, heads / kv_heads) };
+        let tiles = inputs.push(work.iter().flat_map(words_of_tile));
+        Call {
+            rows,
+            logit_rows,
+            phase: Some(phase),
+            positions,
+            tokens,
+            visual_index,
+            slots,
+            sequences,
+            n_sequences: seqs,
+            tiles,
+            n_tiles: work.len(),
+            page_table,
+            logit_index,
+            ..Call::default()
+        }
+    }
+
+    /// Sends the table of normalised bytes if it is not the one already there.
+    fn send_normalize(&mut self, normalize: &Normalize) -> Result<()> {
+        if self.normalize.as_ref() != Some(normalize) {
+            let table = normalize.table();
+            let at = self.addresses.of(|w| &w.normalize);
+            self.staging.upload(&self.gpu, "sending the table of bytes", at, bytemuck::cast_slice(&table))?;
+            self.normalize = Some(normalize.clone());
+        }
+        Ok(())
+    }
+}
+
+/// An error of a launcher at `step`.
+fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
+    match error {
+        cuda_kernels::Error::Unsupported { what, help } => Error::Unsupported { what, help },
+        other => Error::Cuda { step: step.to_string(), problem: other.to_string() },
+    }
+}
+
+fn words_of(s: &Sequence) -> [u32; 4] {
+    [s.first, s.rows, s.past, s.pages]
+}
+
+fn words_of_tile(t: &Tile) -> [u32; 3] {
+    [t.sequence, t.head, t.first_row]
+}
+
+/// Refuses a plan that does not fit, with what would.
+pub(super) fn plan_fits(plan: &Plan) -> Result<()> {
+    if plan.fits() {
+        return Ok(());
+    }
+    let help = match plan.remedies()?.first() {
+        Some(r) => format!("{} would need {} bytes", r.change, r.total_bytes),
+        None => "no smaller context or image would fit: use a smaller or quantised model".into(),
+    };
+    Err(Error::Memory {
+        needed_bytes: plan.memory.total_bytes(),
+        available_bytes: plan.device.memory_bytes,
+        device: plan.device.name.clone(),
+        help,
+    })
+}
+
+impl Executor for CudaExecutor {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn encode(&mut self, call: &VisionCall) -> Result<()> {
+        self.send_normalize(call.normalize)?;
+        let plan = Arc::clone(&self.plan);
+        let v = &plan.config.vision;
+        let frames_at = self.addresses.range(|w| &w.frames);
+        let step = "sending frames";
+        let (mut patches, mut frame_at) = (0usize, frames_at.start);
+        let (mut slices, mut sequences) = (Vec::<Frames>::new(), Vec::<Sequence>::new());
+        for slice in call.slices {
+            let grid = slice.visual.grid;
+            let frames = &slice.visual.frames;
+            // The last frame stands in for those that the last slice lacks.
+            let frame = |j: usize| (slice.t * v.temporal_patch_size + j).min(frames.len() - 1);
+            let mut addresses = [0u64; 2];
+            for j in 0..2 {
+                if j > 0 && frame(j) == frame(j - 1) {
+                    addresses[j] = addresses[j - 1];
+                    continue;
+                }
+                let bytes = frames[frame(j)].data();
+                addresses[j] = frame_at;
+                self.staging.upload(&self.gpu, step, frame_at, bytes)?;
+                frame_at += bytes.len() as u64;
+            }
+            let n = grid.patches_per_slice();
+            slices.push(Frames {
+                frames: addresses.map(|a| a as *const u8),
+                first_patch: patches as u32,
+                grid_h: grid.h as u32,
+                grid_w: grid.w as u32,
+            });
+            sequences.push(Sequence { first: patches as u32, rows: n as u32, past: 0, pages: 0 });
+            patches += n;
+        }
+        assert!(frame_at <= frames_at.end, "frames of {} bytes", frame_at - frames_at.start);
+        assert!(patches <= plan.options.max_patches, "{patches} patches in one vision call");
+        let last_row = call.first_row + patches / v.patches_per_token();
+        assert!(last_row <= plan.options.max_visual_tokens, "{last_row} visual rows");
+        let work = tiles(&sequences, v.num_heads, 1);
+        let positions = call.slices.iter().flat_map(|s| {
+            vision_positions(Grid { t: 1, ..s.visual.grid }, v.spatial_merge_size)
+        });
+        let frame_words = |f: &Frames| {
+            let [a, b] = f.frames.map(|p| p as u64);
+            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32, f.first_patch, f.grid_h, f.grid_w, 0]
+        };
+        let inputs = &mut self.inputs;
+        inputs.clear();
+        let device_call = Call {
+            rows: patches,
+            first_visual_row: call.first_row,
+            positions: inputs.push(positions.flatten()),
+            slices: inputs.push(slices.iter().flat_map(frame_words)),
+            n_slices: slices.len(),
+            sequences: inputs.push(sequences.iter().flat_map(words_of)),
+            n_sequences: sequences.len(),
+            n_tiles: work.len(),
+            tiles: inputs.push(work.iter().flat_map(words_of_tile)),
+            ..Call::default()
+        };
+        self.inputs.send(&self.gpu, &mut self.staging)?;
+        self.steps().run(&plan.vision, &self.vision_weights, &device_call)
+    }
+
+    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {
+        let plan = Arc::clone(&self.plan);
+        let program = if phase == Phase::Prefill { &plan.prefill } else { &plan.decode };
+        let n = call.tokens.len();
+        assert!(
+            n <= program.bounds.tokens && call.logit_rows.len() <= program.bounds.logit_rows,
+            "{n} tokens"
+        );
+        assert!([call.positions.len(), call.visual_index.len(), call.slots.len()] == [n; 3]);
+        let graph = match phase {
+            Phase::Decode => self.graphs.iter().position(|(bucket, _)| *bucket >= n),
+            Phase::Prefill => None,
+        };
+        let rows = graph.map_or(n, |at| self.graphs[at].0);
+        let device_call = self.prepare(phase, call, rows);
+        self.inputs.send(&self.gpu, &mut self.staging)?;
+        match graph {
+            Some(at) => self.graphs[at].1.launch().map_err(failed("decode graph"))?,
+            None => self.steps().run(program, &self.decoder_weights, &device_call)?,
+        }
+        let result = program.graph.result.expect("a program has a result");
+        let place = program.placements[result.0].expect("logits are in the arena");
+        self.logits = (self.addresses.arena + place.offset_bytes, call.logit_rows.len());
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        rows: &mut dyn ExactSizeIterator<Item = SampleRow<'_>>,
+        tokens: &mut Vec<Result<u32>>,
+    ) -> Result<()> {
+        let vocab = self.plan.config.text.vocab_size;
+        assert_eq!(rows.len(), self.logits.1, "rows to sample");
+        self.logits()?;
+        let logits = &self.logits_host[..rows.len() * vocab];
+        tokens.extend(
+            rows.zip(logits.chunks_exact(vocab))
+                .map(|(row, logits)| self.sampler.sample(logits, row.history, row.params, row.position)),
+        );
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32]> {
+        let (address, rows) = self.logits;
+        let host = &mut self.logits_host[..rows * self.plan.config.text.vocab_size];
+        let step = "reading logits";
+        // SAFETY: the logits lie in the arena; the wait below ends before `host` is used.
+        unsafe { result::memcpy_dtoh_async(host, address, self.gpu.stream.cu_stream()) }.map_err(failed(step))?;
+        self.gpu.wait(step)?;
+        Ok(host)
+    }
+
+    fn measure(&mut self) -> Peaks {
+        Peaks {
+            read_bytes_per_s: self.plan.device.read_bytes_per_s,
+            fma_flops_per_s: self.plan.device.flops_per_s,
+        }
+    }
+}
