@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use qwenvl_graph::{Device, Plan, PlanOptions};
+use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -14,10 +14,24 @@ use crate::generate::{Event, RequestId, Scheduler, Work};
 use crate::host;
 use crate::request::{Answer, Request, Token};
 
+/// What runs the kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// The host's processor.
+    #[default]
+    Cpu,
+    /// A CUDA GPU, by its number. Needs a build with the feature `cuda`.
+    Cuda(usize),
+}
+
 /// Bounds of an engine. What is `None` follows from the others or from the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Threads that execute kernels; the machine's processors if `None`.
+    /// What runs the kernels.
+    pub target: Target,
+    /// Type of intermediate values and of the KV cache on a GPU: BF16 or F16.
+    pub activation: DType,
+    /// Threads that execute kernels on a CPU; the machine's processors if `None`.
     pub threads: Option<usize>,
     /// Most tokens of one sequence, prompt and answer together; 4096 if `None`, or the model's
     /// maximum if that is less.
@@ -40,6 +54,8 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
+            target: Target::Cpu,
+            activation: DType::BF16,
             threads: None,
             context_tokens: None,
             max_seqs: 1,
@@ -80,6 +96,7 @@ impl EngineOptions {
             kv_pool_tokens: self.kv_pool_tokens.unwrap_or(context.saturating_mul(self.max_seqs)),
             prefill_chunk_tokens: self.prefill_chunk_tokens,
             max_visual_tokens: self.max_visual_tokens.unwrap_or(context),
+            activation: self.activation,
             fuse: self.fuse,
             ..PlanOptions::new(config, context, max_pixels)
         }
@@ -115,10 +132,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads a checkpoint on the CPU.
+    /// Loads a checkpoint.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::validate`], [`Frontend::new`], [`Plan::new`] and [`CpuExecutor::bind`].
+    /// Those of [`Checkpoint::validate`], [`Frontend::new`], [`Plan::new`] and [`CpuExecutor::bind`]
+    /// or its like.
     pub fn load(checkpoint: Checkpoint, options: &EngineOptions) -> Result<Engine> {
         let frontend = Frontend::new(&checkpoint)?;
         Engine::with_frontend(checkpoint, frontend, options, &mut |_, _| {})
@@ -140,17 +158,15 @@ impl Engine {
         let mut config = checkpoint.config.clone();
         // The files decide, not what config.json says about them.
         config.dtype = checkpoint.dense_dtype("model.embed_tokens.weight");
-        let threads = options.threads.unwrap_or_else(host::threads);
-        if threads == 0 || threads > 1024 {
-            return Err(Error::Request {
-                field: "threads".into(),
-                found: threads.to_string(),
-                expected: "1..=1024".into(),
-            });
-        }
-        let device = Device::cpu(threads, host::available_memory_bytes(), 0.0, 0.0);
-        let plan = Plan::new(&config, &device, &options.plan_options(&frontend))?;
-        let executor = Box::new(CpuExecutor::bind(plan, Arc::new(checkpoint), progress)?);
+        let plan_options = options.plan_options(&frontend);
+        let executor: Box<dyn Executor> = match options.target {
+            Target::Cpu => {
+                let device = cpu(options.threads)?;
+                let plan = Plan::new(&config, &device, &plan_options)?;
+                Box::new(CpuExecutor::bind(plan, Arc::new(checkpoint), progress)?)
+            }
+            Target::Cuda(ordinal) => cuda(&config, &plan_options, ordinal, checkpoint, progress)?,
+        };
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
         Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()) })
     }
@@ -226,6 +242,45 @@ impl Engine {
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
     }
+}
+
+/// The host's processor with so many threads.
+fn cpu(threads: Option<usize>) -> Result<Device> {
+    let threads = threads.unwrap_or_else(host::threads);
+    if threads == 0 || threads > 1024 {
+        return Err(Error::Request {
+            field: "threads".into(),
+            found: threads.to_string(),
+            expected: "1..=1024".into(),
+        });
+    }
+    Ok(Device::cpu(threads, host::available_memory_bytes(), 0.0, 0.0))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(
+    config: &ModelConfig,
+    options: &PlanOptions,
+    ordinal: usize,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> Result<Box<dyn Executor>> {
+    let plan = Plan::new(config, &crate::exec::cuda::device(ordinal)?, options)?;
+    Ok(Box::new(crate::exec::cuda::CudaExecutor::bind(plan, Arc::new(checkpoint), ordinal, progress)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(
+    _: &ModelConfig,
+    _: &PlanOptions,
+    ordinal: usize,
+    _: Checkpoint,
+    _: Progress,
+) -> Result<Box<dyn Executor>> {
+    Err(Error::Unsupported {
+        what: format!("device cuda:{ordinal}"),
+        help: "this build has no CUDA executor: build with --features cuda, or use the CPU".into(),
+    })
 }
 
 /// The tokens of one answer as they come.

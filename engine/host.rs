@@ -5,6 +5,14 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
+/// Whether this build has the CUDA executor and the first GPU can be used.
+pub fn has_gpu() -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::exec::cuda::device(0).is_ok();
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
 /// Memory that a plan may use, in bytes: what the system could give without swapping, within the
 /// limit of the control group. Unlimited where the system does not say.
 pub fn available_memory_bytes() -> u64 {

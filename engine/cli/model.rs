@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
-use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request};
+use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request, Target, host};
 
 /// Which model, on which device.
 #[derive(clap::Args)]
@@ -14,7 +14,8 @@ pub struct ModelArgs {
     /// Checkpoint directory as downloaded from the hub: config.json, tokenizer.json, *.safetensors.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Where to run: auto or cpu.
+    /// Where to run: cpu, cuda, cuda:N, or auto: the first GPU if this build and machine have one, else the
+    /// CPU.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Threads on the CPU [default: all processors].
@@ -72,15 +73,30 @@ impl SamplingArgs {
 }
 
 impl ModelArgs {
+    /// What `--device` names.
+    fn target(&self) -> anyhow::Result<Target> {
+        let ordinal = match self.device.as_str() {
+            "cpu" => return Ok(Target::Cpu),
+            "auto" => return Ok(if host::has_gpu() { Target::Cuda(0) } else { Target::Cpu }),
+            "cuda" => Some(0),
+            device => device.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+        };
+        match ordinal {
+            Some(_) if !cfg!(feature = "cuda") => bail!(
+                "device {}: this build has no CUDA executor; build with --features cuda, or use --device cpu",
+                self.device
+            ),
+            Some(ordinal) => Ok(Target::Cuda(ordinal)),
+            None => bail!(
+                "device {} is unknown: use auto, cpu, cuda or cuda:N (named GPUs are for `qwenvl plan`)",
+                self.device
+            ),
+        }
+    }
+
     /// Opens the checkpoint and what makes prompts from it. Reads no weights.
     pub fn open(&self) -> anyhow::Result<(Checkpoint, Frontend)> {
-        match self.device.as_str() {
-            "auto" | "cpu" => {}
-            device if device == "cuda" || device.starts_with("cuda:") => {
-                bail!("device {device}: this build has no CUDA executor; use --device cpu")
-            }
-            device => bail!("device {device} is unknown: use auto or cpu (named GPUs are for `qwenvl plan`)"),
-        }
+        self.target()?;
         let checkpoint = match &self.model {
             Some(dir) => Checkpoint::open(dir)?,
             None => Checkpoint::tiny()?,
@@ -106,7 +122,8 @@ impl ModelArgs {
         frontend: Frontend,
         options: EngineOptions,
     ) -> anyhow::Result<Engine> {
-        let options = EngineOptions { threads: self.threads.map(usize::from), ..options };
+        let (target, threads) = (self.target()?, self.threads.map(usize::from));
+        let options = EngineOptions { target, threads, ..options };
         let mut bar: Option<ProgressBar> = None;
         let start = Instant::now();
         let visible = std::io::stderr().is_terminal();

@@ -1,6 +1,8 @@
 //! Executors: what runs a plan.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use qwenvl_graph::Plan;
 

@@ -51,7 +51,7 @@ pub struct CudaExecutor {
     half: Half,
     multiprocessors: usize,
     /// Decode graphs by bucket; dropped before the memory they read.
-    graphs: Vec<(usize, CudaGraph)>,
+    graphs: Vec<(usize, Replay)>,
     /// Which normalisation the device's table holds.
     normalize: Option<Normalize>,
     /// Address and rows of the last logits.
@@ -60,6 +60,12 @@ pub struct CudaExecutor {
     sampler: Sampler,
     _blocks: Vec<Block>,
 }
+
+/// A captured decode step.
+struct Replay(CudaGraph);
+
+// SAFETY: a graph's handles belong to a context, not to a thread, and it is used by one thread at a time.
+unsafe impl Send for Replay {}
 
 /// Where everything lies on the device.
 struct Addresses {
@@ -224,7 +230,7 @@ impl CudaExecutor {
             let graph = self.gpu.stream.end_capture(flags).map_err(failed(step));
             launched?;
             let graph = graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
-            self.graphs.push((bucket, graph));
+            self.graphs.push((bucket, Replay(graph)));
         }
         Ok(())
     }
@@ -420,7 +426,7 @@ impl Executor for CudaExecutor {
         let device_call = self.prepare(phase, call, rows);
         self.inputs.send(&self.gpu, &mut self.staging)?;
         match graph {
-            Some(at) => self.graphs[at].1.launch().map_err(failed("decode graph"))?,
+            Some(at) => self.graphs[at].1.0.launch().map_err(failed("decode graph"))?,
             None => self.steps().run(program, &self.decoder_weights, &device_call)?,
         }
         let result = program.graph.result.expect("a program has a result");
