@@ -146,21 +146,17 @@ impl Harness {
             return false;
         }
         let vocab = self.executor.plan().config.text.vocab_size;
-        let logits = self
-            .executor
-            .forward(
-                phase,
-                &DecoderCall {
-                    tokens: &call.tokens,
-                    positions: &call.positions,
-                    visual_index: &call.visual_index,
-                    slots: &call.slots,
-                    seqs: &call.seqs,
-                    page_table: &call.page_table,
-                    logit_rows: &call.logit_rows,
-                },
-            )
-            .unwrap();
+        let decoder = DecoderCall {
+            tokens: &call.tokens,
+            positions: &call.positions,
+            visual_index: &call.visual_index,
+            slots: &call.slots,
+            seqs: &call.seqs,
+            page_table: &call.page_table,
+            logit_rows: &call.logit_rows,
+        };
+        self.executor.forward(phase, &decoder).unwrap();
+        let logits = self.executor.logits().unwrap();
         assert_eq!(logits.len(), call.owners.len() * vocab);
         for (row, owner) in logits.chunks_exact(vocab).zip(call.owners) {
             running[owner].logits.push(row.to_vec());
