@@ -196,7 +196,8 @@ impl Engine {
         self.executor.measure()
     }
 
-    /// Starts an answer: an iterator of tokens. Dropping it before the end stops the answer.
+    /// Starts an answer: an iterator of tokens. Dropping it before the end stops the answer. Requests
+    /// that were submitted before run along, but what happens to them meanwhile is not told.
     ///
     /// # Errors
     /// Those of [`Frontend::prepare`], and [`Error::Context`] if the request does not fit.
@@ -233,7 +234,8 @@ impl Engine {
     /// One step of all requests; appends what happened to `events`.
     ///
     /// # Errors
-    /// Those of the device. Errors of single requests are events.
+    /// Those of the device: then all requests that had begun are forgotten, without an event. Errors of
+    /// single requests are events.
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<()> {
         self.scheduler.step(self.executor.as_mut(), events)
     }
@@ -348,8 +350,7 @@ impl Iterator for Generation<'_> {
 
 impl Drop for Generation<'_> {
     fn drop(&mut self) {
-        if !self.done {
-            self.engine.scheduler.abort(self.id);
-        }
+        // Of no effect on an answer that is complete.
+        self.engine.scheduler.abort(self.id);
     }
 }

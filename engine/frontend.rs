@@ -165,6 +165,9 @@ impl Frontend {
         let grids = |kind| visuals.iter().filter(|v| v.kind == kind).map(|v| v.grid).collect::<Vec<Grid>>();
         let (images, videos) = (grids(VisualKind::Image), grids(VisualKind::Video));
         let tokens = expand(&ids, &self.config, &images, &videos)?;
+        if tokens.is_empty() {
+            return Err(Error::Template { problem: "it makes an empty prompt of these messages".into() });
+        }
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.text.vocab_size) {
             return Err(Error::Tokenizer {
                 problem: format!(

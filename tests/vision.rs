@@ -1,5 +1,7 @@
 //! From sources to patches, checked against Pillow, qwen-vl-utils and transformers.
 
+mod common;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -7,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use common::crc32;
 use proptest::prelude::*;
 use qwenvl::Error;
 use qwenvl::graph::config::VisionConfig;
@@ -241,17 +244,6 @@ fn synthetic(width: u32, height: u32, seed: u32) -> Rgb8 {
         }
     }
     Rgb8::new(width, height, data).unwrap()
-}
-
-/// The CRC-32 of zlib, bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |mut crc: u32, byte| {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 };
-        }
-        crc
-    })
 }
 
 #[test]

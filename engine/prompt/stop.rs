@@ -40,24 +40,30 @@ impl StopMatcher {
     }
 
     /// Takes the next piece of text. After a match, everything is swallowed and the match reported
-    /// again.
-    pub fn push(&mut self, text: &str) -> StopOutput {
+    /// again. The text that is let through is in the buffer of the text that came, if it has room.
+    pub fn push(&mut self, mut text: String) -> StopOutput {
         if self.matched.is_some() {
             return StopOutput { text: String::new(), matched: self.matched };
         }
-        self.held.push_str(text);
+        if self.stops.is_empty() {
+            return StopOutput { text, matched: None };
+        }
+        self.held.push_str(&text);
+        text.clear();
         let found = self.stops.iter().enumerate().filter_map(|(i, stop)| {
             let start = self.held.find(stop.as_str())?;
             Some((start + stop.len(), start, i))
         });
         if let Some((_, start, i)) = found.min() {
             self.matched = Some(i);
-            self.held.truncate(start);
-            return StopOutput { text: std::mem::take(&mut self.held), matched: self.matched };
+            text.push_str(&self.held[..start]);
+            self.held.clear();
+            return StopOutput { text, matched: self.matched };
         }
-        let keep = self.held.len() - self.claimed();
-        let rest = self.held.split_off(keep);
-        StopOutput { text: std::mem::replace(&mut self.held, rest), matched: None }
+        let free = self.held.len() - self.claimed();
+        text.push_str(&self.held[..free]);
+        self.held.drain(..free);
+        StopOutput { text, matched: None }
     }
 
     /// Ends the text and returns what was held back.
@@ -92,19 +98,19 @@ mod tests {
     #[test]
     fn text_that_could_become_a_stop_string_is_held_back_and_released() {
         let mut matcher = matcher(&["</end>"]);
-        assert_eq!(matcher.push("one <").text, "one ");
-        assert_eq!(matcher.push("/en").text, "");
-        assert_eq!(matcher.push("tity").text, "</entity");
-        assert_eq!(matcher.push("</").text, "");
+        assert_eq!(matcher.push("one <".into()).text, "one ");
+        assert_eq!(matcher.push("/en".into()).text, "");
+        assert_eq!(matcher.push("tity".into()).text, "</entity");
+        assert_eq!(matcher.push("</".into()).text, "");
         assert_eq!(matcher.finish(), "</");
     }
 
     #[test]
     fn a_stop_string_across_pieces_cuts_the_text_before_it() {
         let mut matcher = matcher(&["x", "\n\n"]);
-        assert_eq!(matcher.push("a\n"), StopOutput { text: "a".into(), matched: None });
-        assert_eq!(matcher.push("\nb"), StopOutput { text: String::new(), matched: Some(1) });
-        assert_eq!(matcher.push("c"), StopOutput { text: String::new(), matched: Some(1) });
+        assert_eq!(matcher.push("a\n".into()), StopOutput { text: "a".into(), matched: None });
+        assert_eq!(matcher.push("\nb".into()), StopOutput { text: String::new(), matched: Some(1) });
+        assert_eq!(matcher.push("c".into()), StopOutput { text: String::new(), matched: Some(1) });
         assert_eq!(matcher.finish(), "");
     }
 
@@ -130,7 +136,7 @@ mod tests {
             let mut text = String::new();
             let mut matched = None;
             for piece in &pieces {
-                let output = matcher.push(piece);
+                let output = matcher.push(piece.clone());
                 text += &output.text;
                 matched = output.matched;
             }

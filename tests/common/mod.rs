@@ -1,8 +1,10 @@
 //! What several test files share.
 #![allow(dead_code)]
 
+pub mod harness;
 pub mod reference;
 pub mod rng;
+pub mod samples;
 pub mod tolerance;
 
 use std::path::{Path, PathBuf};
@@ -91,4 +93,15 @@ pub fn grids(value: &Value) -> Vec<Grid> {
             _ => panic!("{thw} is no grid"),
         })
         .collect()
+}
+
+/// The CRC-32 of zlib, bit by bit.
+pub fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |mut crc: u32, byte| {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0xEDB8_8320 } else { 0 };
+        }
+        crc
+    })
 }

@@ -23,3 +23,19 @@ pub fn rounded_input() -> f64 {
 
 /// Bound on the relative error of the vector exponential and one operation after it.
 pub const EXP: f64 = 6.0 * F32_EPS;
+
+/// How many standard deviations an error may have: of a million normal ones, one in five hundred sets
+/// has any beyond.
+const DEVIATIONS: f64 = 6.0;
+
+/// Largest error of a logit against a float32 reference, relative to the root mean square of its row.
+///
+/// `gain` says how errors inside the model reach the row (`tools/golden/tiny_logits.py` measures it on
+/// the reference, to first order): `[0]` unit rounding errors of every operation, which this engine
+/// and the reference make independently, `[1]` rounded inputs of 4-bit matrices, of which only this
+/// engine has any, in parts of the largest of their group.
+pub fn logits(gain: [f32; 2]) -> f64 {
+    let rounding = 2f64.sqrt() * F32_EPS * f64::from(gain[0]);
+    let inputs = f64::from(gain[1]) / 32767.0;
+    DEVIATIONS * rounding.hypot(inputs)
+}
