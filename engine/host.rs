@@ -12,15 +12,32 @@ pub fn available_memory_bytes() -> u64 {
     free.min(cgroup_limit_bytes().unwrap_or(u64::MAX))
 }
 
-/// Resident set of this process in bytes, where the system says: all, and the part that is memory
-/// of its own rather than mapped files.
-pub fn resident_bytes() -> Option<(u64, u64)> {
+/// Memory of this process that is in the machine's, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// All of it.
+    pub total_bytes: u64,
+    /// Memory of its own.
+    pub anonymous_bytes: u64,
+    /// Mapped files: weights, and the program itself.
+    pub file_bytes: u64,
+    /// The most that `total_bytes` has been.
+    pub peak_bytes: u64,
+}
+
+/// The resident set of this process, where the system says.
+pub fn resident() -> Option<Resident> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let field = |name: &str| {
         let line = status.lines().find(|l| l.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
     };
-    Some((field("VmRSS:")?, field("RssAnon:")?))
+    Some(Resident {
+        total_bytes: field("VmRSS:")?,
+        anonymous_bytes: field("RssAnon:")?,
+        file_bytes: field("RssFile:")?,
+        peak_bytes: field("VmHWM:")?,
+    })
 }
 
 fn meminfo_bytes(name: &str) -> Option<u64> {

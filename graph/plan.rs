@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::builder::{Graph, Node, ValueId, Weight};
+use crate::builder::{Graph, Node, ValueId, Weight, WeightKind};
 use crate::config::ModelConfig;
 use crate::cost::{self, Cost};
 use crate::device::{Device, DeviceKind};
@@ -16,6 +16,7 @@ use crate::kernel::{self, KV_PAGE_TOKENS, Kernel};
 use crate::memory::{self, Placement};
 use crate::op::Op;
 use crate::shape::{Rows, Sizes};
+use crate::weights::WeightFormat;
 use crate::{decoder, merger, vit};
 
 /// Patches that run at a time through the steps of the vision tower that work row by row. Bounds
@@ -122,6 +123,9 @@ impl Program {
 pub struct MemoryUse {
     /// Weights, once loaded.
     pub weights_bytes: u64,
+    /// Those of them that stay in their mapped files: memory that the system can take back. On the CPU
+    /// these are the matrices that are not quantised.
+    pub mapped_weights_bytes: u64,
     /// KV cache of one token.
     pub kv_bytes_per_token: u64,
     /// KV cache in all.
@@ -318,8 +322,14 @@ fn memory_use(
         DeviceKind::Cpu { threads } => threads as u64,
         DeviceKind::Cuda => 0,
     };
+    let is_dense = |w: &&Weight| matches!(w.kind, WeightKind::Matrix { format: WeightFormat::Dense(_), .. });
+    let dense = |p: &Program| p.graph.weights.iter().filter(is_dense).map(Weight::bytes).sum::<u64>();
     MemoryUse {
         weights_bytes: programs[0].weights_bytes() + programs[1].weights_bytes(),
+        mapped_weights_bytes: match device.kind {
+            DeviceKind::Cpu { .. } => dense(programs[0]) + dense(programs[1]),
+            DeviceKind::Cuda => 0,
+        },
         kv_bytes_per_token,
         kv_bytes: pages * KV_PAGE_TOKENS as u64 * kv_bytes_per_token,
         arena_bytes: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),

@@ -35,6 +35,7 @@ impl Plan {
             "prefill_chunk_tokens": self.options.prefill_chunk_tokens,
             "max_patches": self.options.max_patches,
             "weights_bytes": m.weights_bytes,
+            "mapped_weights_bytes": m.mapped_weights_bytes,
             "kv_bytes_per_token": m.kv_bytes_per_token,
             "kv_bytes": m.kv_bytes,
             "arena_bytes": m.arena_bytes,

@@ -1,6 +1,8 @@
 //! Answers as JSON.
 
 use qwenvl::exec::Peaks;
+use qwenvl::graph::Plan;
+use qwenvl::host::Resident;
 use qwenvl::{Answer, Engine};
 use serde_json::{Value, json};
 
@@ -34,5 +36,25 @@ pub fn rates(engine: &Engine, peaks: Peaks) -> Value {
         "prefill_of_fma": prefill / fma,
         "vit_gflop_s": vit,
         "vit_of_fma": vit / fma,
+    })
+}
+
+/// What the plan states, part by part, beside what the process holds. On the CPU, the plan's
+/// total without its mapped weights is memory of the process's own, and the mapped weights are mapped
+/// files.
+pub fn memory(plan: &Plan, resident: Option<Resident>) -> Value {
+    let m = &plan.memory;
+    json!({
+        "plan_total_bytes": m.total_bytes(),
+        "plan_weights_bytes": m.weights_bytes,
+        "plan_mapped_weights_bytes": m.mapped_weights_bytes,
+        "plan_kv_bytes": m.kv_bytes,
+        "plan_arena_bytes": m.arena_bytes,
+        "plan_visual_bytes": m.visual_bytes,
+        "plan_workspace_bytes": m.workspace_bytes,
+        "resident_bytes": resident.map(|r| r.total_bytes),
+        "resident_anonymous_bytes": resident.map(|r| r.anonymous_bytes),
+        "resident_file_bytes": resident.map(|r| r.file_bytes),
+        "resident_peak_bytes": resident.map(|r| r.peak_bytes),
     })
 }

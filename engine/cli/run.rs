@@ -54,7 +54,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut options = EngineOptions::exactly(&frontend, &prepared);
     options.context_tokens = args.context.or(options.context_tokens);
     let mut engine = args.model.load(checkpoint, frontend, options)?;
-    let memory = engine.plan().memory;
 
     let mut generation = engine.generate_prepared(prepared)?;
     let mut stdout = std::io::stdout().lock();
@@ -72,16 +71,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         writeln!(stdout)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let resident = host::resident_bytes();
+    let resident = host::resident();
     let peaks = engine.measure();
     let mut object = output::answer(None, &answer);
     object["load_ms"] = json!(engine.load_ms());
     object["rates"] = output::rates(&engine, peaks);
-    object["memory"] = json!({
-        "plan_total_bytes": memory.total_bytes(),
-        "plan_weights_bytes": memory.weights_bytes,
-        "resident_bytes": resident.map(|r| r.0),
-    });
+    object["memory"] = output::memory(engine.plan(), resident);
     writeln!(stdout, "{object}")?;
     Ok(ExitCode::SUCCESS)
 }
