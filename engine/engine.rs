@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 
 use crate::checkpoint::Checkpoint;
@@ -89,11 +90,17 @@ impl EngineOptions {
         let text = &config.text;
         let context = self.context_tokens.unwrap_or(DEFAULT_CONTEXT_TOKENS.min(text.max_position_embeddings));
         let area = (config.vision.pixel_factor() as u64).pow(2);
-        let max_pixels =
-            self.max_pixels.unwrap_or(frontend.max_pixels()).min(context as u64 * area).max(area);
+        let max_pixels = self
+            .max_pixels
+            .unwrap_or(frontend.max_pixels())
+            .min((context as u64).saturating_mul(area))
+            .max(area);
         PlanOptions {
             max_seqs: self.max_seqs,
-            kv_pool_tokens: self.kv_pool_tokens.unwrap_or(context.saturating_mul(self.max_seqs)),
+            // A sequence has whole pages.
+            kv_pool_tokens: self.kv_pool_tokens.unwrap_or(
+                context.div_ceil(KV_PAGE_TOKENS).saturating_mul(KV_PAGE_TOKENS * self.max_seqs.max(1)),
+            ),
             prefill_chunk_tokens: self.prefill_chunk_tokens,
             max_visual_tokens: self.max_visual_tokens.unwrap_or(context),
             activation: self.activation,

@@ -57,7 +57,7 @@ impl Prepared {
 
     /// Tokens of prompt and answer together, at most.
     pub fn context_tokens(&self) -> usize {
-        self.tokens.len() + self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)
+        self.tokens.len().saturating_add(self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS))
     }
 
     /// The pictures as the model sees them.

@@ -4,7 +4,7 @@ use crate::config::{ModelConfig, Quantization};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::{MAX_KV_POOL_TOKENS, Plan, PlanOptions};
 use crate::shape::Sizes;
 
 /// Prompt lengths of the model card's speed table, in tokens.
@@ -75,15 +75,23 @@ impl Plan {
     pub fn largest_context(&self) -> Result<Option<usize>> {
         let max = self.options.context_tokens.max(self.config.text.max_position_embeddings);
         largest(max, |context| {
-            let options = PlanOptions {
-                context_tokens: context,
-                kv_pool_tokens: context
-                    .max(self.options.kv_pool_tokens * context / self.options.context_tokens),
-                max_visual_tokens: self.options.max_visual_tokens.min(context),
-                ..self.options.clone()
-            };
-            Ok(Plan::new(&self.config, &self.device, &options)?.fits())
+            let options = self.options_with_context(context);
+            // A pool beyond what can be planned does not fit either.
+            Ok(options.kv_pool_tokens <= MAX_KV_POOL_TOKENS
+                && Plan::new(&self.config, &self.device, &options)?.fits())
         })
+    }
+
+    /// The options for another context, with a cache for as many sequences of it.
+    fn options_with_context(&self, context: usize) -> PlanOptions {
+        let o = &self.options;
+        let pool = o.kv_pool_tokens as u128 * context as u128 / o.context_tokens as u128;
+        PlanOptions {
+            context_tokens: context,
+            kv_pool_tokens: context.max(usize::try_from(pool).unwrap_or(usize::MAX)),
+            max_visual_tokens: o.max_visual_tokens.min(context),
+            ..o.clone()
+        }
     }
 
     /// The largest image, in pixels, that fits with everything else as planned.
@@ -107,12 +115,7 @@ impl Plan {
     pub fn remedies(&self) -> Result<Vec<Remedy>> {
         let mut out = Vec::new();
         if let Some(context) = self.largest_context()? {
-            let options = PlanOptions {
-                context_tokens: context,
-                kv_pool_tokens: context,
-                max_visual_tokens: self.options.max_visual_tokens.min(context),
-                ..self.options.clone()
-            };
+            let options = self.options_with_context(context);
             let total_bytes = Plan::new(&self.config, &self.device, &options)?.memory.total_bytes();
             out.push(Remedy { change: format!("--context {context}"), total_bytes });
         }

@@ -24,6 +24,9 @@ use crate::{decoder, merger, vit};
 /// the memory of wide intermediates; a multiple of the patches per token.
 const TILE_PATCHES: usize = 1024;
 
+/// Most tokens that a KV cache can be planned for.
+pub const MAX_KV_POOL_TOKENS: usize = 1 << 30;
+
 /// Upper bounds on what will run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanOptions {
@@ -241,7 +244,7 @@ fn check(config: &ModelConfig, options: &PlanOptions) -> Result<()> {
     range("context", options.context_tokens, 1, 1 << 24)?;
     range("max_seqs", options.max_seqs, 1, 1 << 16)?;
     range("prefill_chunk", options.prefill_chunk_tokens, 1, 1 << 20)?;
-    range("kv_pool", options.kv_pool_tokens, options.context_tokens, 1 << 30)?;
+    range("kv_pool", options.kv_pool_tokens, options.context_tokens, MAX_KV_POOL_TOKENS)?;
     range("max_patches", options.max_patches, per_token, 1 << 24)?;
     range("max_visual_tokens", options.max_visual_tokens, 0, 1 << 24)
 }

@@ -108,7 +108,7 @@ fn narrow_2b_awq(dir: &Path) {
             config[key] = value.clone();
         }
     }
-    config["num_hidden_layers"] = 3.into();
+    config["num_hidden_layers"] = 2.into();
     config["vision_config"]["depth"] = 2.into();
     random_checkpoint::write(dir, &config, &random_checkpoint::Options::default(), &mut |_| {}).unwrap();
     std::fs::copy(path("engine/tiny_model/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
@@ -120,9 +120,9 @@ fn a_run_holds_the_memory_that_its_plan_states() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     narrow_2b_awq(dir.path());
-    // A picture of 23 x 23 tokens, and text.
+    // A picture of 16 x 16 tokens, and text.
     let picture = dir.path().join("picture.png");
-    image::RgbImage::from_fn(644, 644, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]))
+    image::RgbImage::from_fn(448, 448, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]))
         .save(&picture)
         .unwrap();
     let answer = run(&[
@@ -131,7 +131,7 @@ fn a_run_holds_the_memory_that_its_plan_states() {
         dir.path(),
         "--image".as_ref(),
         &picture,
-        "a ".repeat(1497).as_ref(),
+        "a ".repeat(1770).as_ref(),
     ]);
     assert_eq!(answer["usage"]["prompt_tokens"], 2048);
     let memory = &answer["memory"];

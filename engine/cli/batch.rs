@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Event, Prepared, Request, RequestId};
 use serde_json::{Value, json};
 
+use super::input::Lines;
 use super::model::{ModelArgs, directory_of};
 use super::output;
 
@@ -42,24 +43,24 @@ Relative paths start at the directory of the file. Answers come in the order of 
   {\"custom_id\", \"text\", \"token_ids\", \"finish_reason\", \"usage\", \"timings\", \"visuals\"}
 A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.";
 
-/// Longest accepted line, in bytes: pictures may be inline.
-const MAX_LINE_BYTES: u64 = 256 << 20;
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (checkpoint, frontend) = args.model.open()?;
-    let lines = Lines::open(&args.requests)?;
+    let lines = Requests::open(&args.requests)?;
     let out: Box<dyn Write> = match &args.output {
         Some(path) => {
+            if path.canonicalize().is_ok_and(|out| args.requests.canonicalize().is_ok_and(|r| r == out)) {
+                bail!("--output {}: these are the requests; name another file", path.display());
+            }
             Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
         }
-        None => Box::new(std::io::stdout().lock()),
+        None => Box::new(output::stdout()),
     };
     let parallel = usize::from(args.parallel);
     let options =
         EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
-    let mut results = InOrder { out, next: 0, ready: BTreeMap::new(), failed: 0 };
+    let mut results = InOrder { out, file: args.output, next: 0, ready: BTreeMap::new(), failed: 0 };
     answer_all(&mut engine, lines, parallel, &mut results)?;
     Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -67,7 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Keeps the engine supplied with `parallel` requests until there are no more.
 fn answer_all(
     engine: &mut Engine,
-    mut lines: Lines,
+    mut lines: Requests,
     parallel: usize,
     results: &mut InOrder,
 ) -> anyhow::Result<()> {
@@ -76,12 +77,15 @@ fn answer_all(
     loop {
         while running.len() < parallel {
             let Some((line, text)) = lines.next()? else { break };
-            let (custom_id, prepared) = prepare(engine, &text, &lines.base_dir);
+            let (custom_id, prepared) = match text {
+                Ok(text) => prepare(engine, &text, &lines.base_dir),
+                Err(problem) => (Value::Null, Err(anyhow!(problem))),
+            };
             match prepared.and_then(|p| Ok(engine.submit(p)?)) {
                 Ok(id) => {
                     running.insert(id, (line, custom_id));
                 }
-                Err(error) => results.fail(line, &custom_id, &format!("{error:#}"))?,
+                Err(error) => results.fail(line, &custom_id, &output::describe(&error))?,
             }
         }
         if running.is_empty() {
@@ -109,7 +113,7 @@ fn answer_all(
 fn prepare(engine: &Engine, text: &str, base_dir: &Path) -> (Value, anyhow::Result<Prepared>) {
     let value: Value = match serde_json::from_str(text) {
         Ok(value) => value,
-        Err(error) => return (Value::Null, Err(anyhow::anyhow!("the line is not JSON: {error}"))),
+        Err(error) => return (Value::Null, Err(anyhow!("the line is not JSON: {error}"))),
     };
     let custom_id = value.get("custom_id").cloned().unwrap_or(Value::Null);
     let request = Request::from_json(&value, base_dir.to_path_buf());
@@ -117,35 +121,34 @@ fn prepare(engine: &Engine, text: &str, base_dir: &Path) -> (Value, anyhow::Resu
 }
 
 /// Lines of the request file, blank ones skipped.
-struct Lines {
-    reader: Box<dyn BufRead>,
+struct Requests {
+    lines: Lines,
+    name: String,
     base_dir: PathBuf,
     next: usize,
 }
 
-impl Lines {
-    fn open(path: &Path) -> anyhow::Result<Lines> {
-        if path.as_os_str() == "-" {
-            let reader = Box::new(BufReader::new(std::io::stdin()));
-            return Ok(Lines { reader, base_dir: PathBuf::new(), next: 0 });
-        }
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Lines { reader: Box::new(BufReader::new(file)), base_dir: directory_of(path), next: 0 })
+impl Requests {
+    fn open(path: &Path) -> anyhow::Result<Requests> {
+        let (lines, name, base_dir) = if path.as_os_str() == "-" {
+            (Lines::new(BufReader::new(std::io::stdin())), "standard input".into(), PathBuf::new())
+        } else {
+            let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            (Lines::new(BufReader::new(file)), path.display().to_string(), directory_of(path))
+        };
+        Ok(Requests { lines, name, base_dir, next: 0 })
     }
 
-    /// The next line with its number among those that are not blank.
-    fn next(&mut self) -> anyhow::Result<Option<(usize, String)>> {
+    /// The next line, or what is wrong with it, with its number among those that are not blank.
+    fn next(&mut self) -> anyhow::Result<Option<(usize, Result<String, String>)>> {
         loop {
-            let mut line = String::new();
-            let n = std::io::Read::take(&mut self.reader, MAX_LINE_BYTES).read_line(&mut line)?;
-            anyhow::ensure!((n as u64) < MAX_LINE_BYTES, "a line is longer than {MAX_LINE_BYTES} bytes");
-            if n == 0 {
-                return Ok(None);
+            let line = self.lines.next().with_context(|| format!("cannot read {}", self.name))?;
+            let Some(line) = line else { return Ok(None) };
+            if line.as_ref().is_ok_and(|l| l.trim().is_empty()) {
+                continue;
             }
-            if !line.trim().is_empty() {
-                self.next += 1;
-                return Ok(Some((self.next - 1, line)));
-            }
+            self.next += 1;
+            return Ok(Some((self.next - 1, line)));
         }
     }
 }
@@ -153,6 +156,8 @@ impl Lines {
 /// Writes results in the order of the lines, each as soon as those before it are written.
 struct InOrder {
     out: Box<dyn Write>,
+    /// What `out` is, unless it is standard output.
+    file: Option<PathBuf>,
     next: usize,
     ready: BTreeMap<usize, Value>,
     failed: usize,
@@ -161,16 +166,24 @@ struct InOrder {
 impl InOrder {
     fn put(&mut self, line: usize, object: Value) -> anyhow::Result<()> {
         self.ready.insert(line, object);
+        let written = self.write_ready();
+        match &self.file {
+            Some(path) => written.with_context(|| format!("cannot write {}", path.display())),
+            None => Ok(written?),
+        }
+    }
+
+    fn write_ready(&mut self) -> std::io::Result<()> {
         while let Some(object) = self.ready.remove(&self.next) {
-            writeln!(self.out, "{object}").context("cannot write an answer")?;
+            writeln!(self.out, "{object}")?;
             self.next += 1;
         }
-        self.out.flush().context("cannot write an answer")
+        self.out.flush()
     }
 
     fn fail(&mut self, line: usize, custom_id: &Value, error: &str) -> anyhow::Result<()> {
         self.failed += 1;
-        eprintln!("error: request {}: {error}", line + 1);
+        output::note(format_args!("error: request {}: {error}", line + 1));
         self.put(line, json!({ "custom_id": custom_id, "error": error }))
     }
 }

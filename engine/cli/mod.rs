@@ -2,6 +2,7 @@
 
 mod batch;
 mod chat;
+mod input;
 mod model;
 mod output;
 mod plan;
@@ -51,4 +52,13 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Batch(args) => batch::run(args),
         Command::Plan(args) => plan::run(args),
     }
+}
+
+/// Tells why a command ended early. A reader of the output that has seen enough is no failure.
+pub fn failure(error: &anyhow::Error) -> ExitCode {
+    if output::is_closed(error) {
+        return ExitCode::SUCCESS;
+    }
+    output::note(format_args!("error: {}", output::describe(error)));
+    ExitCode::FAILURE
 }

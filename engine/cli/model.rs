@@ -8,6 +8,8 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request, Target, host};
 
+use super::output;
+
 /// Which model, on which device.
 #[derive(clap::Args)]
 pub struct ModelArgs {
@@ -36,16 +38,16 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<usize>,
     /// 0 takes the most probable token; above 0 draws.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Draw among this many of the most probable tokens; 0 for all.
     #[arg(long)]
     pub top_k: Option<u32>,
     /// Draw among the most probable tokens that together reach this probability.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Above 1, tokens that occurred become less likely.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// The same seed gives the same answer.
     #[arg(long)]
@@ -110,7 +112,9 @@ impl ModelArgs {
             limits.max_pixels = pixels as f64;
         }
         for key in frontend.ignored_generation_keys() {
-            eprintln!("note: generation_config.json: {key} is not supported and has no effect");
+            output::note(format_args!(
+                "note: generation_config.json: {key} is not supported and has no effect"
+            ));
         }
         Ok((checkpoint, frontend))
     }

@@ -1,4 +1,7 @@
-//! Answers as JSON.
+//! What the commands print: answers as JSON, and errors.
+
+use std::fmt;
+use std::io::{self, StdoutLock, Write};
 
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
@@ -57,4 +60,65 @@ pub fn memory(plan: &Plan, resident: Option<Resident>) -> Value {
         "resident_file_bytes": resident.map(|r| r.file_bytes),
         "resident_peak_bytes": resident.map(|r| r.peak_bytes),
     })
+}
+
+/// Standard output. When its reader goes away, as `head` does, writing fails with [`Closed`].
+pub struct Stdout(StdoutLock<'static>);
+
+/// Nobody reads the output any more: a reason to stop, not to complain.
+#[derive(Debug)]
+struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("standard output is closed")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+/// Standard output, locked.
+pub fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+impl Stdout {
+    fn checked<T>(result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, Closed),
+            kind => io::Error::new(kind, format!("cannot write to standard output: {e}")),
+        })
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Stdout::checked(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Stdout::checked(self.0.flush())
+    }
+}
+
+/// Whether an error is that nobody reads the output any more.
+pub fn is_closed(error: &anyhow::Error) -> bool {
+    let closed = |e: &io::Error| e.get_ref().is_some_and(|inner| inner.is::<Closed>());
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(closed))
+}
+
+/// An error with its causes, each said once: many messages end with that of their cause.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Prints a line for the person at the terminal. If that fails there is nobody to tell.
+pub fn note(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }

@@ -1,5 +1,6 @@
 //! `qwenvl plan`: what would run, from config.json alone.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use qwenvl::kernels::cpu::{Isa, Pool, peak};
 use qwenvl::vision::Processor;
 use qwenvl::{Checkpoint, host};
 use serde_json::json;
+
+use super::output;
 
 /// Arguments of `qwenvl plan`.
 #[derive(clap::Args)]
@@ -62,31 +65,34 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let largest_context = plan.largest_context()?;
     let remedies = if plan.fits() { Vec::new() } else { plan.remedies()? };
+    let mut out = output::stdout();
     if args.json {
         let mut object = plan.to_json();
         object["largest_context_tokens"] = json!(largest_context);
         object["would_fit"] =
             remedies.iter().map(|r| json!({"change": r.change, "total_bytes": r.total_bytes})).collect();
-        println!("{object}");
+        writeln!(out, "{object}")?;
+        out.flush()?;
         return Ok(ExitCode::SUCCESS);
     }
-    print!("{}", plan.to_table());
+    write!(out, "{}", plan.to_table())?;
     match largest_context {
-        Some(context) => println!("\nlargest context that fits: {context} tokens"),
-        None => println!("\nno context fits"),
+        Some(context) => writeln!(out, "\nlargest context that fits: {context} tokens")?,
+        None => writeln!(out, "\nno context fits")?,
     }
     if !plan.fits() {
-        println!("what would fit {}:", device.name);
+        writeln!(out, "what would fit {}:", device.name)?;
         if remedies.is_empty() {
-            println!("  nothing that this engine knows: take a smaller model");
+            writeln!(out, "  nothing that this engine knows: take a smaller model")?;
         }
         for r in &remedies {
-            println!("  {:<28} {:>8.2} GiB", r.change, r.total_bytes as f64 / (1u64 << 30) as f64);
+            writeln!(out, "  {:<28} {:>8.2} GiB", r.change, r.total_bytes as f64 / (1u64 << 30) as f64)?;
         }
     }
     if let Some(rows) = plan.card_rows() {
-        print_rows("physical bound at the model card's inputs", &rows);
-        println!(
+        print_rows(&mut out, "physical bound at the model card's inputs", &rows)?;
+        writeln!(
+            out,
             "from {:.0} GB/s read and {:.0} GFLOP/s, {}",
             device.read_bytes_per_s / 1e9,
             device.flops_per_s / 1e9,
@@ -94,24 +100,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 DeviceKind::Cpu { .. } => "measured here now",
                 DeviceKind::Cuda { .. } => "the best that kernels are known to reach",
             }
-        );
+        )?;
     }
     if let Some(rows) = plan.modelled_rows() {
-        print_rows("modelled, not measured: launches and the rates the kernels are designed for", &rows);
-        println!("this build has no CUDA executor");
+        let title = "modelled, not measured: launches and the rates the kernels are designed for";
+        print_rows(&mut out, title, &rows)?;
     }
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_rows(title: &str, rows: &[CardRow]) {
-    println!("\n{title}; 2048 tokens generated, one sequence");
-    println!("{:>8} {:>16} {:>16} {:>12}", "input", "decode tok/s", "card's tok/s", "prefill s");
+fn print_rows(out: &mut impl Write, title: &str, rows: &[CardRow]) -> std::io::Result<()> {
+    writeln!(out, "\n{title}; 2048 tokens generated, one sequence")?;
+    writeln!(out, "{:>8} {:>16} {:>16} {:>12}", "input", "decode tok/s", "card's tok/s", "prefill s")?;
     for r in rows {
-        println!(
+        writeln!(
+            out,
             "{:>8} {:>16.1} {:>16.1} {:>12.2}",
             r.input_tokens, r.decode_tokens_per_s, r.tokens_per_s, r.prefill_s
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// The configuration, and the checkpoint's own limit on pictures if it has one.

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut engine = args.model.load(checkpoint, frontend, options)?;
 
     let mut generation = engine.generate_prepared(prepared)?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = output::stdout();
     for token in &mut generation {
         let token = token?;
         if !args.json {

@@ -121,3 +121,33 @@ fn fused_plans_have_five_linear_kernels_less_than_ten_steps_a_layer() {
     // norm, qkv, attention, proj, norm, fc1, fc2 for each block; patchify, embed; ln, mlp.0, mlp.2.
     assert_eq!(plan.vision.graph.nodes.len(), 32 * 7 + 2 + 3);
 }
+
+#[test]
+fn remedies_of_many_sequences_hold_the_cache_of_all() {
+    let config = quantised("2b", AWQ);
+    let options = PlanOptions {
+        max_seqs: 64,
+        kv_pool_tokens: 64 * 32768,
+        ..PlanOptions::new(&config, 32768, 1_003_520)
+    };
+    let plan = Plan::new(&config, &Device::cpu(2, 40 << 30, 0.0, 0.0), &options).unwrap();
+    assert!(!plan.fits());
+    let remedies = plan.remedies().unwrap();
+    let context =
+        remedies.iter().find(|r| r.change.starts_with("--context")).expect("a smaller context fits");
+    // 57,344 bytes a token; the largest context leaves less than a page for each sequence.
+    let spare = plan.device.memory_bytes - context.total_bytes;
+    assert!(spare <= 64 * 64 * 57_344, "{context:?} leaves {spare} bytes");
+}
+
+#[test]
+fn the_most_sequences_that_can_be_planned_have_a_largest_context() {
+    let config = quantised("2b", AWQ);
+    let options = PlanOptions {
+        max_seqs: 1 << 16,
+        kv_pool_tokens: 1 << 30,
+        ..PlanOptions::new(&config, 1 << 14, 1_003_520)
+    };
+    let plan = Plan::new(&config, &Device::cpu(2, u64::MAX, 0.0, 0.0), &options).unwrap();
+    assert_eq!(plan.largest_context().unwrap(), Some(1 << 14));
+}
