@@ -3,4 +3,5 @@
 
 mod class;
 pub mod counters;
+pub mod device;
 pub mod memory;
