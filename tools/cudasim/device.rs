@@ -9,6 +9,7 @@ mod occupancy;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use occupancy::SUB_CORES;
 pub use occupancy::{Limiter, Occupancy, Resources};
 
 /// Threads in a warp.

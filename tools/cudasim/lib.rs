@@ -5,3 +5,5 @@ mod class;
 pub mod counters;
 pub mod device;
 pub mod memory;
+pub mod model;
+pub mod report;

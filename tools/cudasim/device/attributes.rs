@@ -1,6 +1,6 @@
 //! `cuDeviceGetAttribute`: the numbers of `CUdevice_attribute` in `cuda.h` (CUDA 13.0) and their values.
 //!
-//! Capabilities that the stand-in does not have (textures, managed memory, virtual memory management, clusters) are
+//! Capabilities that the stand-in does not have (managed memory, virtual memory management, clusters) are
 //! reported as absent even where the card has them, so that a program does not try to use them.
 
 use super::{DeviceSpec, WARP_SIZE};
@@ -10,7 +10,7 @@ impl DeviceSpec {
     pub fn attribute(&self, attribute: i32, ordinal: u32) -> Option<i32> {
         let [major, minor] = self.compute_capability;
         let value: u32 = match attribute {
-            1 | 2 | 3 => 1024,                // threads per block, block x and y
+            1..=3 => 1024,                    // threads per block, block x and y
             4 => 64,                          // block z
             5 => i32::MAX as u32,             // grid x
             6 | 7 => 65535,                   // grid y and z
@@ -86,8 +86,9 @@ impl DeviceSpec {
     fn texture_limit(&self, attribute: i32) -> u32 {
         match attribute {
             21 | 22 | 70 => 131_072, // 1D, 2D width, linear 2D width
-            23 | 71 => 65_536 - if attribute == 71 { 536 } else { 0 },
-            24 | 25 | 26 => 16_384, // 3D
+            23 => 65_536,
+            71 => 65_000,
+            24..=26 => 16_384,      // 3D
             27 | 28 | 42 => 32_768, // layered
             29 | 43 => 2048,        // layers
             44 => 1,
@@ -97,7 +98,7 @@ impl DeviceSpec {
             52 | 53 | 55 | 56 | 61 | 63 | 64 | 66 | 67 => 32_768,
             54 | 68 => 2046,
             57 => 65_536,
-            58 | 59 | 60 => 16_384,
+            58..=60 => 16_384,
             62 | 65 => 2048,
             69 => 1 << 28,   // 1D linear
             72 => 2_097_120, // pitch of a linear 2D texture
