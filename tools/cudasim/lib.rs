@@ -1,2 +1,9 @@
 //! A simulated CUDA GPU: a stand-in `libcuda.so.1` that executes the PTX of kernels on the CPU, checks what
 //! hardware would not tell, and counts what a profiler would.
+
+mod class;
+pub mod counters;
+pub mod device;
+pub mod memory;
+pub mod model;
+pub mod report;
