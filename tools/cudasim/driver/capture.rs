@@ -16,6 +16,9 @@ use super::stream::{Stream, open, refuse_implicit};
 /// The nodes that the next node of a stream depends on.
 pub(super) type Tail = Vec<NodeId>;
 
+/// A stream's part in a capture.
+type Part = (Arc<Capture>, Tail);
+
 const GLOBAL: u32 = 0;
 const RELAXED: u32 = 2;
 
@@ -177,7 +180,7 @@ fn begin(stream: usize, mode: u32) -> Result {
 }
 
 /// `CU_STREAM_CAPTURE_STATUS_NONE`, `_ACTIVE` or `_INVALIDATED`.
-fn status(driver: &Driver, stream: usize) -> Result<(u32, Option<(Arc<Capture>, Tail)>)> {
+fn status(driver: &Driver, stream: usize) -> Result<(u32, Option<Part>)> {
     let (_, context, stream) = open(stream)?;
     if stream.legacy {
         refuse_implicit(driver, &context)?;

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::fault::{self, Rule};
+use crate::check::Checks;
+use crate::device::DeviceSpec;
+use crate::exec::ExecOptions;
 
 /// Everything that a run of the stand-in driver can be told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `CUDASIM_DEVICE`: which card, by the names of [`crate::device::DeviceSpec::named`].
+    /// `CUDASIM_DEVICE`: which card, by name or by description, see [`Config::device_spec`].
     pub device: String,
     /// `CUDASIM_DEVICES`: how many of them.
     pub devices: u32,
@@ -80,8 +83,8 @@ impl Config {
         let environment: BTreeMap<String, String> = own.collect();
         let mut settings = match environment.get("config") {
             Some(path) => {
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| format!("CUDASIM_CONFIG: {path}: {error}"))?;
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| format!("CUDASIM_CONFIG: {path}: {error}"))?;
                 parse_file(&text).map_err(|error| format!("{path}: {error}"))?
             }
             None => BTreeMap::new(),
@@ -104,11 +107,65 @@ impl Config {
         Ok(config)
     }
 
+    /// The card: a preset by name, a JSON object such as `{"base": "h100", "sms": 66}`, or a file with one.
+    ///
+    /// # Errors
+    /// A sentence that says what is known.
+    pub fn device_spec(&self) -> Result<DeviceSpec, String> {
+        let made = if self.device.starts_with('{') {
+            DeviceSpec::from_json(&self.device)
+        } else if self.device.ends_with(".json") {
+            let text = std::fs::read_to_string(&self.device)
+                .map_err(|error| format!("{PREFIX}DEVICE: {}: {error}", self.device))?;
+            DeviceSpec::from_json(&text)
+        } else {
+            DeviceSpec::preset(&self.device)
+        };
+        made.map_err(|error| format!("{PREFIX}DEVICE: {error}"))
+    }
+
+    /// How kernels are executed.
+    ///
+    /// # Errors
+    /// A sentence that names a check that does not exist.
+    pub fn exec_options(&self) -> Result<ExecOptions, String> {
+        let usual = ExecOptions::default();
+        Ok(ExecOptions {
+            checks: self.checks()?,
+            counters: self.counters,
+            max_reports: self.max_reports,
+            threads: self.threads.unwrap_or(usual.threads),
+            ..usual
+        })
+    }
+
+    fn checks(&self) -> Result<Checks, String> {
+        let mut checks = Checks::NONE;
+        for name in &self.checks {
+            match name.as_str() {
+                "all" => checks = Checks::ALL,
+                "none" => checks = Checks::NONE,
+                "uninit" => checks.uninitialised = true,
+                "races" => checks.races = true,
+                "warp-races" => checks.warp_races = true,
+                "conflicts" => checks.write_conflicts = true,
+                "divergence" => checks.divergence = true,
+                _ => {
+                    return Err(format!(
+                        "{PREFIX}CHECKS: {name:?} is none of all, none, uninit, races, warp-races, conflicts, \
+                         divergence"
+                    ));
+                }
+            }
+        }
+        Ok(checks)
+    }
+
     /// Sets one value; the error says what would have been one.
     fn set(&mut self, name: &str, value: &str) -> Result<(), &'static str> {
         match name {
             "config" | "log" => {}
-            "device" => value.to_ascii_lowercase().clone_into(&mut self.device),
+            "device" => value.clone_into(&mut self.device),
             "devices" => {
                 self.devices = value.parse().ok().filter(|n| *n <= 64).ok_or("a number up to 64")?;
             }
@@ -133,7 +190,8 @@ impl Config {
             "driver" => {
                 let (major, minor) = value.split_once('.').unwrap_or((value, "0"));
                 let version = major.parse().ok().zip(minor.parse().ok());
-                self.driver = version.filter(|v| (11..=99).contains(&v.0) && v.1 < 10).ok_or("a CUDA version")?;
+                self.driver =
+                    version.filter(|v| (11..=99).contains(&v.0) && v.1 < 10).ok_or("a CUDA version")?;
             }
             "report" => self.report = Some(PathBuf::from(value)),
             "quiet" => self.quiet = switch(value)?,
@@ -189,7 +247,9 @@ fn bytes(value: &str) -> Option<u64> {
     };
     match number.parse::<u64>() {
         Ok(whole) => whole.checked_mul(unit),
-        Err(_) => number.parse::<f64>().ok().filter(|x| *x >= 0.0 && *x < 1e9).map(|x| (x * unit as f64) as u64),
+        Err(_) => {
+            number.parse::<f64>().ok().filter(|x| *x >= 0.0 && *x < 1e9).map(|x| (x * unit as f64) as u64)
+        }
     }
 }
 
@@ -203,8 +263,9 @@ mod tests {
 
     #[test]
     fn a_file_sets_what_it_names_and_nothing_else() {
-        let read = config("# two cards\ndevice = H100\ndevices=2 # both\n\nmemory = 1.5G\nfail = alloc:3\n").unwrap();
-        assert_eq!(read.device, "h100");
+        let read = config("# two cards\ndevice = H100\ndevices=2 # both\n\nmemory = 1.5G\nfail = alloc:3\n")
+            .unwrap();
+        assert_eq!(read.device_spec().unwrap().compute_capability, [9, 0]);
         assert_eq!((read.devices, read.memory_bytes), (2, Some(3 << 29)));
         assert_eq!(read.faults.len(), 1);
         assert_eq!(Config { faults: vec![], ..read }.max_reports, Config::default().max_reports);
@@ -212,7 +273,10 @@ mod tests {
 
     #[test]
     fn a_bad_value_is_named_with_what_would_be_right() {
-        assert_eq!(config("order = sometimes").unwrap_err(), "CUDASIM_ORDER: \"sometimes\" is not eager or late");
+        assert_eq!(
+            config("order = sometimes").unwrap_err(),
+            "CUDASIM_ORDER: \"sometimes\" is not eager or late"
+        );
         assert!(config("colour = red").unwrap_err().contains("CUDASIM_COLOUR"));
         assert!(config("device").unwrap_err().contains("line 1"));
     }

@@ -91,7 +91,9 @@ impl Copy {
     /// Which way it goes.
     pub fn direction(&self) -> Direction {
         match (&self.from, &self.to) {
-            (Place::Device(from, _), Place::Device(to, _)) if Arc::ptr_eq(from, to) => Direction::DeviceToDevice,
+            (Place::Device(from, _), Place::Device(to, _)) if Arc::ptr_eq(from, to) => {
+                Direction::DeviceToDevice
+            }
             (Place::Device(..), Place::Device(..)) => Direction::Peer,
             (Place::Device(..), _) => Direction::DeviceToHost,
             (_, Place::Device(..)) => Direction::HostToDevice,

@@ -31,7 +31,8 @@ thread_local! {
 /// Runs the body of an entry point.
 pub(super) fn enter(name: &str, body: impl FnOnce() -> Result) -> u32 {
     let run = || {
-        if IN_CALLBACK.get() && !matches!(name, "cuGetErrorName" | "cuGetErrorString" | "cuDriverGetVersion") {
+        if IN_CALLBACK.get() && !matches!(name, "cuGetErrorName" | "cuGetErrorString" | "cuDriverGetVersion")
+        {
             return Err(Error::NOT_PERMITTED);
         }
         body()

@@ -17,6 +17,8 @@ pub(super) struct Limits {
     /// Dynamic shared memory that a launch may ask for.
     pub max_dynamic: u32,
     pub local: u32,
+    /// Whether registers and local memory come from a cubin.
+    pub from_cubin: bool,
 }
 
 /// Registers and shared memory: from the cubin beside the PTX when there is one, else from the PTX.
@@ -30,6 +32,7 @@ pub(super) fn limits(function: &Function, spec: &DeviceSpec) -> Result<Limits> {
         static_shared,
         max_dynamic: lock(&function.max_dynamic).unwrap_or(usual),
         local: cubin.map_or(kernel.local_bytes, |own| own.local_bytes),
+        from_cubin: cubin.is_some(),
     })
 }
 

@@ -1,7 +1,6 @@
 //! Graphs: nodes with dependencies, and what is instantiated from them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::error::{Error, Result};
@@ -32,10 +31,8 @@ pub(super) struct Graph {
 /// An instantiated graph. Launching takes the nodes as they are then.
 pub(super) struct Exec {
     pub handle: usize,
-    pub context: usize,
     pub flags: u64,
     pub nodes: Mutex<Arc<Vec<Node>>>,
-    pub launches: AtomicUsize,
 }
 
 impl Graph {
@@ -127,9 +124,8 @@ impl Graph {
 
 impl Exec {
     /// Instantiates a graph.
-    pub fn new(handle: usize, context: usize, flags: u64, nodes: Vec<Node>) -> Exec {
-        let nodes = Mutex::new(Arc::new(nodes));
-        Exec { handle, context, flags, nodes, launches: AtomicUsize::new(0) }
+    pub fn new(handle: usize, flags: u64, nodes: Vec<Node>) -> Exec {
+        Exec { handle, flags, nodes: Mutex::new(Arc::new(nodes)) }
     }
 
     /// Changes one node for the launches to come.
@@ -137,11 +133,6 @@ impl Exec {
         let mut nodes = lock(&self.nodes);
         let nodes = Arc::make_mut(&mut nodes);
         change(nodes.iter_mut().find(|own| own.id == node).ok_or(Error::INVALID_VALUE)?)
-    }
-
-    /// Counts a launch.
-    pub fn launched(&self) {
-        self.launches.fetch_add(1, Ordering::Relaxed);
     }
 }
 

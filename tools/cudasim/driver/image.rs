@@ -81,7 +81,10 @@ fn text(pointer: usize) -> Result<Vec<u8>> {
 
 /// `bytes` bytes at `pointer`, if the process can read them.
 fn copy(pointer: usize, bytes: u64) -> Result<Vec<u8>> {
-    if bytes > MAX_BYTES || pointer.checked_add(bytes as usize).is_none() || !readable(pointer, bytes as usize) {
+    if bytes > MAX_BYTES
+        || pointer.checked_add(bytes as usize).is_none()
+        || !readable(pointer, bytes as usize)
+    {
         return Err(Error::INVALID_IMAGE);
     }
     let mut copied = vec![0u8; bytes as usize];

@@ -8,12 +8,13 @@ use super::fault::Kind;
 use super::function::limits;
 use super::module::Function;
 use super::op::Op;
-use super::state::{Context, Driver, driver};
+use super::state::{Context, Driver, driver, lock};
 use super::stream::{open, submit};
 use crate::check::FaultKind;
 use crate::device::Resources;
 use crate::exec::{self, ExecOptions};
-use crate::model;
+use crate::model::{self, KernelFacts, LaunchKind};
+use crate::report::LaunchReport;
 
 /// A kernel with everything that it runs with.
 pub(super) struct Launch {
@@ -56,7 +57,8 @@ impl Launch {
         }
         let threads = asked.block.iter().map(|n| u64::from(*n)).product::<u64>();
         let bound = kernel.max_threads.map_or(MAX_THREADS, |n| n.iter().map(|n| u64::from(*n)).product());
-        if threads > MAX_THREADS.min(bound) || kernel.req_threads.is_some_and(|wanted| wanted != asked.block) {
+        if threads > MAX_THREADS.min(bound) || kernel.req_threads.is_some_and(|wanted| wanted != asked.block)
+        {
             return Err(Error::INVALID_VALUE);
         }
         let spec = &context.device.spec;
@@ -104,7 +106,7 @@ impl Launch {
             registers: limits.registers,
             shared_bytes: limits.static_shared + self.dynamic_shared,
         };
-        let occupancy = device.spec.occupancy(&resources);
+        let per_sm = device.spec.occupancy(&resources).ctas_per_sm.max(1);
         let launch = exec::Launch {
             kernel,
             grid: self.grid,
@@ -115,19 +117,32 @@ impl Launch {
             globals: &self.function.module.addresses,
         };
         let options = ExecOptions {
-            max_resident_ctas: occupancy.ctas_per_sm.max(1).saturating_mul(device.spec.sms),
-            ..driver.journal.exec_options.clone()
+            max_resident_ctas: per_sm.saturating_mul(device.spec.sms),
+            ..driver.options.clone()
         };
         let outcome = exec::run(&launch, &device.memory, &options);
-        let modelled = model::kernel_time(&device.spec, &outcome.counters, &resources, in_graph);
-        let reported = !outcome.reports.is_empty();
+        driver.journal.reports(&outcome.reports);
         if let Some(fatal) = &outcome.fatal {
+            driver.journal.reports(std::slice::from_ref(fatal));
             context.fail(code(fatal.kind));
-        } else if reported && driver.config.fatal_reports {
+        } else if !outcome.reports.is_empty() && driver.config.fatal_reports {
             context.fail(Error::LAUNCH_FAILED);
         }
-        let ns = modelled.total_ns();
-        driver.journal.launch(device.ordinal, index, &resources, outcome, modelled);
+        if !driver.config.counters {
+            return 0.0;
+        }
+        let kind = if in_graph { LaunchKind::Graph } else { LaunchKind::Stream };
+        let facts = KernelFacts {
+            registers: limits.registers,
+            registers_estimated: !limits.from_cubin,
+            local_bytes: limits.from_cubin.then_some(limits.local),
+            sass_per_ptx: None,
+        };
+        let prediction = model::predict(&device.spec, &outcome.counters, &facts, kind, &mut lock(&device.l2));
+        let ns = prediction.time_us * 1e3;
+        if driver.journal.keeps_launches() {
+            driver.journal.launch(LaunchReport::new(&outcome.counters, &facts, kind, prediction));
+        }
         ns
     }
 }
@@ -138,8 +153,9 @@ fn code(kind: FaultKind) -> Error {
         FaultKind::Misaligned => Error::MISALIGNED_ADDRESS,
         FaultKind::OutOfBounds => Error::ILLEGAL_ADDRESS,
         FaultKind::IllegalInstruction => Error::ILLEGAL_INSTRUCTION,
-        FaultKind::Deadlock => Error::LAUNCH_TIMEOUT,
+        FaultKind::Deadlock | FaultKind::Watchdog => Error::LAUNCH_TIMEOUT,
         FaultKind::Assert => Error::ASSERT,
+        FaultKind::StackOverflow => Error::ILLEGAL_ADDRESS,
         _ => Error::LAUNCH_FAILED,
     }
 }
@@ -156,7 +172,8 @@ fn parameters(function: &Function, asked: &Asked) -> Result<Vec<u8>> {
         if bytes < buffer.len() {
             return Err(Error::INVALID_VALUE);
         }
-        buffer.copy_from_slice(&In::<u8>::at(data).get_all(buffer.len())?);
+        let packed = In::<u8>::at(data).get_all(buffer.len())?;
+        buffer.copy_from_slice(&packed);
         return Ok(buffer);
     }
     if kernel.params.is_empty() {

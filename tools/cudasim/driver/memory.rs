@@ -1,6 +1,6 @@
 //! Allocation: device memory, pools, pinned host memory, and what a pointer is.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::capture::refuse_unsafe;
 use super::entry::{In, Out, api};
@@ -10,7 +10,7 @@ use super::op::Op;
 use super::pool::{self, Pool};
 use super::state::{Context, Driver, Pinned, current, driver, lock};
 use super::stream::{of_context, open, submit};
-use crate::memory::AllocationKind;
+use crate::memory::{Allocation, AllocationKind};
 
 /// Takes device memory; work that is queued may hold some that it frees, so it is let run before giving up.
 fn take(driver: &Driver, context: &Context, bytes: usize, pool: Option<Arc<Pool>>) -> Result<u64> {
@@ -39,6 +39,24 @@ pub(super) fn release(context: &Context, addr: u64) {
         context.device.memory.free(addr);
         if let Some(pool) = pool {
             pool.returned(addr);
+        }
+    }
+}
+
+/// Memory that a captured allocation took. It has its address from the capture on, and goes when the last of the graph
+/// and what was instantiated from it goes, or when the program frees it.
+pub(super) struct GraphMemory {
+    context: Weak<Context>,
+    allocation: Arc<Allocation>,
+}
+
+impl Drop for GraphMemory {
+    fn drop(&mut self) {
+        let Some(context) = self.context.upgrade() else { return };
+        let addr = self.allocation.base;
+        // The program may have freed it, and the address may be another's by now.
+        if context.device.memory.find(addr).is_some_and(|found| Arc::ptr_eq(&found, &self.allocation)) {
+            release(&context, addr);
         }
     }
 }
@@ -72,10 +90,11 @@ fn take_async(address: Out<u64>, bytes: usize, pool: Option<Arc<Pool>>, stream: 
     }
     let addr = take(driver, &context, bytes, Some(pool))?;
     if let Some(capture) = stream.capture()
-        && let Err(error) = capture.add(&stream, Op::Alloc { addr, bytes: bytes as u64 })
+        && let Some(allocation) = context.device.memory.find(addr)
     {
-        release(&context, addr);
-        return Err(error);
+        let memory = GraphMemory { context: Arc::downgrade(&context), allocation };
+        // When the capture refuses it, the memory goes with the node.
+        capture.add(&stream, Op::Alloc { _memory: Arc::new(memory) })?;
     }
     address.set(addr)
 }

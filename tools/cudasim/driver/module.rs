@@ -208,7 +208,8 @@ fn load_with_log(module: Out<usize>, pointer: usize, options: &[u32], values: &[
     let result = load(&image::read(pointer)?);
     if let Err(Refused(_, reason)) = &result {
         let value = |option| options.iter().position(|own| *own == option).map(|index| values[index]);
-        if let Some((buffer, bytes)) = value(JIT_ERROR_LOG_BUFFER).zip(value(JIT_ERROR_LOG_BUFFER_SIZE_BYTES)) {
+        if let Some((buffer, bytes)) = value(JIT_ERROR_LOG_BUFFER).zip(value(JIT_ERROR_LOG_BUFFER_SIZE_BYTES))
+        {
             let _ = put_text(buffer as *mut c_char, bytes, reason);
         }
     }

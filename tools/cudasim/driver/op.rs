@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::clock;
 use super::copy::{Copy, Fill};
 use super::entry::in_callback;
 use super::error::Error;
 use super::event::{Event, Recorded};
 use super::graph::Node;
 use super::launch::Launch;
+use super::memory::GraphMemory;
 use super::state::{Context, Driver, lock};
 use super::stream::{Marker, Stream};
-use super::{clock, journal};
 
 /// One piece of work.
 #[derive(Clone)]
@@ -27,8 +28,8 @@ pub(super) enum Op {
     Host { function: usize, data: usize },
     /// The older form, which is told the stream and the state.
     Callback { stream: usize, function: usize, data: usize },
-    /// Memory of a graph; it lives as long as the graph that it was captured in.
-    Alloc { addr: u64, bytes: u64 },
+    /// Memory of a graph.
+    Alloc { _memory: Arc<GraphMemory> },
     /// The end of an allocation.
     Free { addr: u64 },
     /// A place in the stream.
@@ -125,7 +126,8 @@ impl Op {
             }
             Op::Callback { stream, function, data } => {
                 // SAFETY: the program passed this as a `CUstreamCallback`: stream, status, data.
-                let function: extern "C" fn(usize, u32, *mut c_void) = unsafe { std::mem::transmute(*function) };
+                let function: extern "C" fn(usize, u32, *mut c_void) =
+                    unsafe { std::mem::transmute(*function) };
                 in_callback(|| function(*stream, 0, *data as *mut c_void));
                 start
             }
@@ -155,6 +157,5 @@ fn run_graph(driver: &Driver, context: &Arc<Context>, nodes: &[Node], start: f64
         done.insert(node.id, at);
         end = end.max(at);
     }
-    journal::graph_done();
     end
 }

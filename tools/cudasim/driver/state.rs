@@ -16,7 +16,9 @@ use super::module::{Function, Module};
 use super::pool::Pool;
 use super::stream::Stream;
 use crate::device::DeviceSpec;
+use crate::exec::ExecOptions;
 use crate::memory::GlobalMemory;
+use crate::model::L2State;
 
 static DRIVER: OnceLock<std::result::Result<Driver, Error>> = OnceLock::new();
 
@@ -43,6 +45,8 @@ pub(super) struct Driver {
     /// Pinned host memory by address, and how many bytes.
     pub pinned: Mutex<HashMap<u64, Pinned>>,
     pub journal: Journal,
+    /// How kernels are executed; a launch adds its own residency.
+    pub options: ExecOptions,
 }
 
 /// One range of pinned host memory.
@@ -66,6 +70,8 @@ pub(super) struct Device {
     pub busy: Mutex<()>,
     /// When the host last waited for the device, on the modelled clock: work enqueued later does not begin earlier.
     pub host_ns: Mutex<f64>,
+    /// What earlier launches left in L2, for the time model.
+    pub l2: Mutex<L2State>,
     lost: AtomicBool,
     launches: AtomicU64,
 }
@@ -138,17 +144,17 @@ pub(super) fn log(name: &str, code: u32) {
 impl Driver {
     fn new() -> std::result::Result<Driver, String> {
         let config = Config::from_process()?;
-        let mut spec = DeviceSpec::named(&config.device).ok_or_else(|| {
-            format!("CUDASIM_DEVICE: {:?} is none of {}", config.device, DeviceSpec::names().join(", "))
-        })?;
+        let mut spec = config.device_spec()?;
         if let Some(bytes) = config.memory_bytes {
             spec.memory_bytes = bytes;
         }
-        let devices = (0..config.devices as usize).map(|ordinal| Device::new(ordinal, spec.clone()).map(Arc::new));
+        let devices =
+            (0..config.devices as usize).map(|ordinal| Device::new(ordinal, spec.clone()).map(Arc::new));
         let driver = Driver {
             faults: Faults::new(&config.faults),
             devices: devices.collect::<std::result::Result<_, _>>()?,
-            journal: Journal::new(&config),
+            journal: Journal::new(&config, &spec),
+            options: config.exec_options()?,
             config,
             contexts: Table::default(),
             modules: Table::default(),
@@ -196,6 +202,7 @@ impl Device {
         let memory = GlobalMemory::new(spec.memory_bytes)
             .map_err(|error| format!("cannot reserve {} bytes of addresses: {error}", spec.memory_bytes))?;
         let default_pool = Arc::new(Pool::new(super::handles::fresh(), ordinal));
+        let l2 = L2State::new(&spec);
         Ok(Device {
             ordinal,
             spec,
@@ -205,6 +212,7 @@ impl Device {
             default_pool,
             busy: Mutex::default(),
             host_ns: Mutex::new(0.0),
+            l2: Mutex::new(l2),
             lost: AtomicBool::new(false),
             launches: AtomicU64::new(0),
         })

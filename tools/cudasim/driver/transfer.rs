@@ -65,8 +65,7 @@ fn transfer(mut copy: Copy, wait: Wait) -> Result {
             copy.from = Place::Staged(host(addr, copy.extent.width).into());
         }
     }
-    let returns_done =
-        wait == Wait::Done || (!pinned(driver, &copy.to) && stream.capture().is_none());
+    let returns_done = wait == Wait::Done || (!pinned(driver, &copy.to) && stream.capture().is_none());
     submit(driver, &context, &stream, Op::Copy(copy))?;
     if returns_done {
         stream.finish(driver);
@@ -99,7 +98,10 @@ fn unified(to: u64, from: u64, bytes: usize, wait: Wait) -> Result {
     if bytes == 0 {
         return Ok(());
     }
-    transfer(Copy::linear(any_place(driver, to as usize)?, any_place(driver, from as usize)?, bytes as u64), wait)
+    transfer(
+        Copy::linear(any_place(driver, to as usize)?, any_place(driver, from as usize)?, bytes as u64),
+        wait,
+    )
 }
 
 fn peer(to: u64, to_context: usize, from: u64, from_context: usize, bytes: usize, wait: Wait) -> Result {
@@ -144,7 +146,8 @@ impl Box3 {
             .and_then(|yz| yz.checked_add(self.x as u64))
             .ok_or(Error::INVALID_VALUE)?;
         let addr = base.checked_add(skipped).ok_or(Error::INVALID_VALUE)?;
-        let place = if self.kind == DEVICE { device_place(driver, addr)? } else { any_place(driver, addr as usize)? };
+        let place =
+            if self.kind == DEVICE { device_place(driver, addr)? } else { any_place(driver, addr as usize)? };
         Ok((place, pitch))
     }
 }
@@ -277,7 +280,14 @@ fn copy_3d(copy: In<Memcpy3D>, wait: Wait) -> Result {
 }
 
 /// A fill of device or pinned memory, checked.
-pub(super) fn filling(addr: u64, pitch: usize, value: u32, element: u32, width: usize, height: usize) -> Result<Fill> {
+pub(super) fn filling(
+    addr: u64,
+    pitch: usize,
+    value: u32,
+    element: u32,
+    width: usize,
+    height: usize,
+) -> Result<Fill> {
     let driver = driver()?;
     let context = current()?;
     let device = match driver.device_of(addr) {
