@@ -3,6 +3,7 @@
 
 mod class;
 pub mod counters;
+pub mod cubin;
 pub mod device;
 pub mod memory;
 pub mod model;
