@@ -13,7 +13,7 @@
 //! pipe    busiest arithmetic pipe
 //! issue   machine instructions / (4 x SMs x clock x eta)
 //! chain   waits of the longest warp x waves of CTAs
-//! time    launch gap + largest term + overlap loss x second side + ramp
+//! time    launch gap + max(chain, largest other term + overlap loss x second side + ramp)
 //! ```
 
 pub mod constants;
@@ -122,7 +122,7 @@ pub struct Prediction {
     pub terms: Terms,
     /// From the end of the work before it to its start.
     pub launch_gap_us: f64,
-    /// Filling and draining.
+    /// Filling and draining: half for a kernel that reads, half for one that writes.
     pub ramp_us: f64,
     /// Work of the busiest SM over the mean.
     pub tail: f64,
@@ -215,19 +215,21 @@ pub fn predict(
         let rest = terms.compute().into_iter().filter(|t| t.0 != compute.0);
         rest.map(|t| t.1).fold(memory.1, f64::max)
     };
-    let working = busy.1 + OVERLAP_LOSS.value * second;
+    let reads = if counters.read_bytes_asked > 0 { 0.5 } else { 0.0 };
+    let writes = if counters.written_bytes_asked > 0 { 0.5 } else { 0.0 };
+    let ramp_us = RAMP_US.value * (reads + writes);
+    let working = busy.1 + OVERLAP_LOSS.value * second + ramp_us;
     let (mut limiter, steady) =
         if terms.chain_us > working { (Bound::Latency, terms.chain_us) } else { (busy.0, working) };
     let launch_gap_us = match kind {
         LaunchKind::Stream => GAP_STREAM_US.value,
         LaunchKind::Graph => GAP_GRAPH_US.value,
     };
-    let ramp_us = RAMP_US.value;
-    if launch_gap_us + ramp_us > steady {
+    if launch_gap_us > steady || busy.1 < ramp_us && limiter != Bound::Latency {
         limiter = Bound::Launch;
     }
     Prediction {
-        time_us: launch_gap_us + steady + ramp_us,
+        time_us: launch_gap_us + steady,
         bound_us,
         limiter,
         terms,

@@ -55,8 +55,8 @@ constants! {
     MMA_ETA = 0.90, "", Derived, "share of the tensor-core peak in the steady state of a good main loop",
         "cuBLAS reaches 0.80 to 0.88 of 312 TFLOP/s in whole GEMMs (recalled), tails and ramps not counted";
     ISSUE_ETA = 0.80, "", Assumed, "share of the issue slots that a busy scheduler fills", "the study's section 4";
-    OVERLAP_LOSS = 0.25, "", Derived, "share of the second busiest side (memory or compute) that is not hidden",
-        "between perfect overlap (0) and none (1); chosen with FlashAttention-2's forward pass in view";
+    OVERLAP_LOSS = 0.20, "", Derived, "share of the second busiest side (memory or compute) that is not hidden",
+        "between perfect overlap (0) and none (1): a compromise of large GEMMs and FlashAttention-2's forward pass";
     DRAM_LATENCY_CLOCKS = 530.0, "clocks", Recalled, "latency of a load from DRAM", "470 to 570 on an A100";
     L2_LATENCY_CLOCKS = 230.0, "clocks", Recalled, "latency of a load from L2", "200 to 260 on an A100";
     SHARED_LATENCY_CLOCKS = 26.0, "clocks", Recalled, "latency of a load from shared memory",
@@ -66,8 +66,8 @@ constants! {
     WARP_ISSUE_CLOCKS = 2.0, "clocks", Assumed, "clocks per instruction of a warp that is alone on its scheduler",
         "4 to 5 for dependent instructions, 1 for independent ones";
     SM_FILL_BYTES = 64.0, "B/clock", Recalled, "bandwidth from L2 into one SM", "microbenchmarks of V100 and A100";
-    RAMP_US = 1.0, "us", Derived, "first load to last store beyond the steady state",
-        "one DRAM latency to fill, one to drain, and the start of the CTAs";
+    RAMP_US = 1.5, "us", Derived, "first load to last store beyond the steady state",
+        "one DRAM latency to fill, one to drain, the start of the CTAs; the study has 1, the first anchor asks for more";
     GAP_STREAM_US = 2.1, "us", Read, "from one kernel to the next in a stream",
         "Hazy Research, H100: about 2.1 us per stream launch";
     GAP_GRAPH_US = 1.3, "us", Read, "from one node of a graph to a dependent one",
