@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::fault::{self, Rule};
 use crate::check::Checks;
 use crate::device::DeviceSpec;
-use crate::exec::ExecOptions;
+use crate::exec::{ExecOptions, Sampling};
 
 /// Everything that a run of the stand-in driver can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +135,7 @@ impl Config {
             counters: self.counters,
             max_reports: self.max_reports,
             threads: self.threads.unwrap_or(usual.threads),
+            sample: self.sample_ctas.map(Sampling::Even),
             ..usual
         })
     }

@@ -19,6 +19,8 @@ pub(super) struct Limits {
     pub local: u32,
     /// Whether registers and local memory come from a cubin.
     pub from_cubin: bool,
+    /// Machine instructions, when a cubin tells.
+    pub machine_instructions: Option<u32>,
 }
 
 /// Registers and shared memory: from the cubin beside the PTX when there is one, else from the PTX.
@@ -33,6 +35,7 @@ pub(super) fn limits(function: &Function, spec: &DeviceSpec) -> Result<Limits> {
         max_dynamic: lock(&function.max_dynamic).unwrap_or(usual),
         local: cubin.map_or(kernel.local_bytes, |own| own.local_bytes),
         from_cubin: cubin.is_some(),
+        machine_instructions: cubin.map(|own| own.machine_instructions),
     })
 }
 

@@ -268,6 +268,19 @@ fn edges(graph: usize, from: Out<usize>, to: Out<usize>, count: Out<usize>) -> R
     count.set(pairs.len().min(room))
 }
 
+fn dependents(node: NodeId) -> Result<Vec<NodeId>> {
+    let all = graph_of(node)?.nodes();
+    Ok(all.iter().filter(|own| own.after.contains(&node)).map(|own| own.id).collect())
+}
+
+/// `CUgraphEdgeData` of edges that were just listed: 8 bytes each, zero for the plain order that all edges here have.
+fn plain_edges(data: Out<u64>, listed: Out<usize>, count: Out<usize>) -> Result {
+    if data.is_null() || listed.is_null() {
+        return Ok(());
+    }
+    data.set_all(std::iter::repeat_n(0, count.get()?))
+}
+
 fn add_edges(graph: usize, from: In<usize>, to: In<usize>, count: usize, wanted: bool) -> Result {
     let graph = self::graph(graph)?;
     for (from, to) in from.get_all(count)?.into_iter().zip(to.get_all(count)?) {
@@ -374,6 +387,14 @@ api! {
         add_edges(graph, from, to, count, true)
     }
 
+    fn cuGraphAddDependencies_v2(graph: usize, from: In<usize>, to: In<usize>, _edges: usize, count: usize) {
+        add_edges(graph, from, to, count, true)
+    }
+
+    fn cuGraphRemoveDependencies_v2(graph: usize, from: In<usize>, to: In<usize>, _edges: usize, count: usize) {
+        add_edges(graph, from, to, count, false)
+    }
+
     fn cuGraphRemoveDependencies(graph: usize, from: In<usize>, to: In<usize>, count: usize) {
         add_edges(graph, from, to, count, false)
     }
@@ -396,13 +417,27 @@ api! {
         edges(graph, from, to, count)
     }
 
+    fn cuGraphGetEdges_v2(graph: usize, from: Out<usize>, to: Out<usize>, data: Out<u64>, count: Out<usize>) {
+        edges(graph, from, to, count)?;
+        plain_edges(data, from, count)
+    }
+
+    fn cuGraphNodeGetDependencies_v2(node: usize, nodes: Out<usize>, data: Out<u64>, count: Out<usize>) {
+        listed(nodes, count, self::node(node)?.after)?;
+        plain_edges(data, nodes, count)
+    }
+
+    fn cuGraphNodeGetDependentNodes_v2(node: usize, nodes: Out<usize>, data: Out<u64>, count: Out<usize>) {
+        listed(nodes, count, dependents(node)?)?;
+        plain_edges(data, nodes, count)
+    }
+
     fn cuGraphNodeGetDependencies(node: usize, nodes: Out<usize>, count: Out<usize>) {
         listed(nodes, count, self::node(node)?.after)
     }
 
     fn cuGraphNodeGetDependentNodes(node: usize, nodes: Out<usize>, count: Out<usize>) {
-        let all = graph_of(node)?.nodes();
-        listed(nodes, count, all.iter().filter(|own| own.after.contains(&node)).map(|own| own.id).collect())
+        listed(nodes, count, dependents(node)?)
     }
 
     fn cuGraphNodeGetType(node: usize, kind: Out<u32>) {

@@ -29,6 +29,25 @@ pub struct Run {
     pub faults: Vec<String>,
 }
 
+impl Run {
+    /// As JSON.
+    ///
+    /// # Errors
+    /// When serialisation fails.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self)
+    }
+
+    /// Reads what [`Run::to_json`] wrote.
+    ///
+    /// # Errors
+    /// When the text is no such JSON, or of another version.
+    pub fn from_json(text: &str) -> serde_json::Result<Run> {
+        Report::from_json(text)?;
+        serde_json::from_str(text)
+    }
+}
+
 /// The record of a process.
 pub(super) struct Journal {
     quiet: bool,
@@ -98,7 +117,7 @@ impl Journal {
     fn finish(&self) -> Option<i32> {
         let faults = self.faults.load(Ordering::Relaxed);
         if let Some(path) = &self.file {
-            let text = serde_json::to_string_pretty(&lock(&self.state).run);
+            let text = lock(&self.state).run.to_json();
             let written = text.map_err(std::io::Error::other).and_then(|text| std::fs::write(path, text));
             if let Err(error) = written {
                 eprintln!("cudasim: CUDASIM_REPORT: {}: {error}", path.display());

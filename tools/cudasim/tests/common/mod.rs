@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 /// A file of `tests/kernels/ptx`, uncompressed.
 pub fn file(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/ptx").join(format!("{name}.zst"));
+    let path =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/ptx").join(format!("{name}.zst"));
     let packed = std::fs::read(&path)
         .unwrap_or_else(|error| panic!("{}: {error}; tests/kernels/regenerate makes it", path.display()));
     let mut decoder = ruzstd::decoding::StreamingDecoder::new(&packed[..]).unwrap();
