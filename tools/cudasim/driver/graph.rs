@@ -62,6 +62,11 @@ impl Graph {
         lock(&self.nodes).iter().any(|own| own.id == node)
     }
 
+    /// Whether a node of this graph allocates the memory at `addr`.
+    pub fn allocates(&self, addr: u64) -> bool {
+        lock(&self.nodes).iter().any(|node| matches!(&node.op, Op::Alloc(memory) if memory.address() == addr))
+    }
+
     /// A copy of the nodes in the order of their creation.
     pub fn nodes(&self) -> Vec<Node> {
         lock(&self.nodes).clone()
@@ -196,7 +201,7 @@ pub(super) fn updated(old: &[Node], new: &[Node]) -> std::result::Result<Vec<Nod
             (Op::Graph(old), Op::Graph(new)) => {
                 Op::Graph(Arc::new(updated(old, new).map_err(|inner| refused(inner.result))?))
             }
-            (Op::Alloc { .. }, Op::Alloc { .. }) => was.op.clone(),
+            (Op::Alloc(_), Op::Alloc(_)) => was.op.clone(),
             _ => is.op.clone(),
         };
         result.push(Node { id: was.id, op, after: was.after.clone(), enabled: was.enabled });

@@ -50,6 +50,13 @@ pub(super) struct GraphMemory {
     allocation: Arc<Allocation>,
 }
 
+impl GraphMemory {
+    /// Where it lies.
+    pub fn address(&self) -> u64 {
+        self.allocation.base
+    }
+}
+
 impl Drop for GraphMemory {
     fn drop(&mut self) {
         let Some(context) = self.context.upgrade() else { return };
@@ -94,7 +101,7 @@ fn take_async(address: Out<u64>, bytes: usize, pool: Option<Arc<Pool>>, stream: 
     {
         let memory = GraphMemory { context: Arc::downgrade(&context), allocation };
         // When the capture refuses it, the memory goes with the node.
-        capture.add(&stream, Op::Alloc { _memory: Arc::new(memory) })?;
+        capture.add(&stream, Op::Alloc(Arc::new(memory)))?;
     }
     address.set(addr)
 }
@@ -242,6 +249,10 @@ api! {
     fn cuMemFreeAsync(address: u64, stream: usize) {
         let (driver, _, stream) = open(stream)?;
         let owner = owner(driver, address)?;
+        // A graph may free only what a graph allocated.
+        if stream.capture().is_some() && !driver.graphs.all().iter().any(|graph| graph.allocates(address)) {
+            return Err(Error::INVALID_VALUE);
+        }
         submit(driver, &owner, &stream, Op::Free { addr: address })
     }
 

@@ -30,6 +30,13 @@ pub(super) struct Module {
     functions: Mutex<HashMap<String, Arc<Function>>>,
 }
 
+impl Module {
+    /// Lets go of the functions, which hold the module.
+    pub fn forget(&self) {
+        lock(&self.functions).clear();
+    }
+}
+
 /// A kernel of a module.
 pub(super) struct Function {
     pub handle: usize,
@@ -259,6 +266,7 @@ api! {
             stream::synchronise(driver, &context)?;
         }
         driver.modules.remove(module.handle)?;
+        module.forget();
         driver.functions.remove_where(|function| function.module.handle == module.handle);
         for (addr, _) in module.variables.values() {
             lock(&context.owned).remove(addr);

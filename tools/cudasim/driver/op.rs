@@ -29,7 +29,7 @@ pub(super) enum Op {
     /// The older form, which is told the stream and the state.
     Callback { stream: usize, function: usize, data: usize },
     /// Memory of a graph.
-    Alloc { _memory: Arc<GraphMemory> },
+    Alloc(Arc<GraphMemory>),
     /// The end of an allocation.
     Free { addr: u64 },
     /// A place in the stream.
@@ -58,7 +58,7 @@ impl Op {
             Op::Empty | Op::Mark(_) | Op::Wait(..) => 5,
             Op::Await(_) => 6,
             Op::Record(_) => 7,
-            Op::Alloc { .. } => 10,
+            Op::Alloc(_) => 10,
             Op::Free { .. } => 11,
         }
     }
@@ -150,7 +150,7 @@ fn run_graph(driver: &Driver, context: &Arc<Context>, nodes: &[Node], start: f64
         let ready = node.after.iter().filter_map(|other| done.get(other)).fold(start, |a, b| a.max(*b));
         let at = match &node.op {
             // Memory of a graph stays until the graph goes.
-            Op::Free { .. } | Op::Alloc { .. } => ready,
+            Op::Free { .. } | Op::Alloc(_) => ready,
             op if node.enabled => op.run_in(driver, context, ready, true),
             _ => ready,
         };

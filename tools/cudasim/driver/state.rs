@@ -288,7 +288,13 @@ impl Context {
         driver.streams.remove_where(|stream| stream.context == self.handle);
         driver.events.remove_where(|event| event.context == self.handle);
         driver.functions.remove_where(|function| function.module.context == self.handle);
-        driver.modules.remove_where(|module| module.context == self.handle);
+        driver.modules.remove_where(|module| {
+            let own = module.context == self.handle;
+            if own {
+                module.forget();
+            }
+            own
+        });
         for (addr, pool) in lock(&self.owned).drain() {
             if self.device.memory.free(addr)
                 && let Some(pool) = pool
