@@ -131,7 +131,9 @@ fn speed(c: &mut Criterion) {
                 assert!(outcome.fatal.is_none(), "{:?}", outcome.fatal);
                 let work = case.flops.unwrap_or(outcome.counters.thread_instructions());
                 group.throughput(Throughput::Elements(work));
-                group.bench_function(format!("{} x {threads}", case.name), |b| b.iter(|| run(case, &loaded, &options)));
+                group.bench_function(format!("{} x {threads}", case.name), |b| {
+                    b.iter(|| run(case, &loaded, &options))
+                });
             }
         }
         group.finish();

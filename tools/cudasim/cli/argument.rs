@@ -184,8 +184,9 @@ impl Buffer {
             Some(value) => match value.strip_prefix("file:") {
                 Some(path) => Initial::File(path.into()),
                 None => {
-                    kind.encode(value)
-                        .with_context(|| format!("{value:?} is not random, index, zero, file:PATH or a value"))?;
+                    kind.encode(value).with_context(|| {
+                        format!("{value:?} is not random, index, zero, file:PATH or a value")
+                    })?;
                     Initial::All(value.to_owned())
                 }
             },
@@ -200,7 +201,9 @@ impl Buffer {
         Ok(Some(match &self.initial {
             Initial::Unwritten => return Ok(None),
             Initial::All(value) => self.kind.encode(value)?.repeat(self.count),
-            Initial::Index => (0..self.count).flat_map(|index| self.element(index as u64, index as f64)).collect(),
+            Initial::Index => {
+                (0..self.count).flat_map(|index| self.element(index as u64, index as f64)).collect()
+            }
             Initial::Random => (0..self.count)
                 .flat_map(|_| {
                     let random = next(seed);
@@ -265,7 +268,10 @@ mod tests {
         assert_eq!((whole.count, whole.kind), (10, Kind::F32));
         assert_eq!((whole.initial, whole.output), (Initial::Random, Some(Output::File("out.bin".into()))));
         assert_eq!(buffer("u16[3]").initial, Initial::Unwritten);
-        assert_eq!(buffer("i32[3]=index>-").bytes(&mut 0).unwrap().unwrap(), [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(
+            buffer("i32[3]=index>-").bytes(&mut 0).unwrap().unwrap(),
+            [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]
+        );
         assert_eq!(buffer("u16[2]=7").bytes(&mut 0).unwrap().unwrap(), [7, 0, 7, 0]);
         let random = buffer("f32[100]=random").bytes(&mut 1).unwrap().unwrap();
         assert!(random.chunks(4).all(|x| f32::from_le_bytes(x.try_into().unwrap()).abs() <= 1.0));
@@ -273,8 +279,10 @@ mod tests {
 
     #[test]
     fn what_is_no_argument_is_refused() {
-        for text in ["", "7", "i32", "i32:", "i32:x", "u8:256", "i8:-129", "q4:1", "f32[", "f32[]", "f32[0]", "f32[4]x",
-            "f32[4]=x", "f32[4]>"] {
+        for text in [
+            "", "7", "i32", "i32:", "i32:x", "u8:256", "i8:-129", "q4:1", "f32[", "f32[]", "f32[0]",
+            "f32[4]x", "f32[4]=x", "f32[4]>",
+        ] {
             assert!(text.parse::<Argument>().is_err(), "{text:?}");
         }
     }

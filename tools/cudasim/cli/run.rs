@@ -85,7 +85,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let own = resources.iter().find(|own| own.name == kernel.name);
 
     let memory = GlobalMemory::new(spec.memory_bytes).context("device memory")?;
-    let globals = GlobalAddresses::place(&module, &memory).context("no memory for the variables of the module")?;
+    let globals =
+        GlobalAddresses::place(&module, &memory).context("no memory for the variables of the module")?;
     let arguments: Vec<Argument> = args.arguments.iter().chain(&args.more).cloned().collect();
     let (params, buffers) = params(args, kernel, &arguments, &memory)?;
     let registers = own.map_or(kernel.registers_estimate, |own| own.registers);
@@ -206,11 +207,14 @@ fn execute(
     options: &ExecOptions,
 ) -> Result<Outcome> {
     let threads = launch.block.iter().map(|n| u64::from(*n)).product::<u64>();
-    let threads = u32::try_from(threads).ok().filter(|n| *n <= 1024).context("a CTA has at most 1024 threads")?;
+    let threads =
+        u32::try_from(threads).ok().filter(|n| *n <= 1024).context("a CTA has at most 1024 threads")?;
     let shared_bytes = launch.kernel.static_shared_bytes + launch.dynamic_shared_bytes;
     let per_sm = spec.occupancy(&Resources { threads, registers, shared_bytes }).ctas_per_sm;
     if per_sm == 0 {
-        bail!("no CTA of {threads} threads with {registers} registers and {shared_bytes} bytes of shared memory fits");
+        bail!(
+            "no CTA of {threads} threads with {registers} registers and {shared_bytes} bytes of shared memory fits"
+        );
     }
     let resident = per_sm.saturating_mul(spec.sms);
     let ctas = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
@@ -231,7 +235,8 @@ fn output(buffer: &Buffer, address: u64, memory: &GlobalMemory) -> Result<()> {
     match output {
         Output::File(path) => std::fs::write(path, bytes).with_context(|| path.display().to_string()),
         Output::Print => {
-            let all = bytes.chunks(buffer.kind.bytes()).take(SHOWN).map(|element| buffer.kind.decode(element));
+            let all =
+                bytes.chunks(buffer.kind.bytes()).take(SHOWN).map(|element| buffer.kind.decode(element));
             let more = if buffer.count > SHOWN { " ..." } else { "" };
             println!("{}{more}", all.collect::<Vec<_>>().join(" "));
             Ok(())

@@ -137,9 +137,9 @@ impl Launch {
             registers: limits.registers,
             registers_estimated: !limits.from_cubin,
             local_bytes: limits.from_cubin.then_some(limits.local),
-            sass_per_ptx: limits.machine_instructions.map(|machine| {
-                f64::from(machine) / outcome.counters.instructions.len().max(1) as f64
-            }),
+            sass_per_ptx: limits
+                .machine_instructions
+                .map(|machine| f64::from(machine) / outcome.counters.instructions.len().max(1) as f64),
         };
         let prediction = model::predict(&device.spec, &outcome.counters, &facts, kind, &mut lock(&device.l2));
         let ns = prediction.time_us * 1e3;

@@ -105,7 +105,8 @@ fn env_puts_the_library_in_front_of_a_program() {
         return;
     }
     let out = text(&line.stdout);
-    let folder = out.strip_prefix("export LD_LIBRARY_PATH='").and_then(|rest| rest.split('\'').next()).unwrap();
+    let folder =
+        out.strip_prefix("export LD_LIBRARY_PATH='").and_then(|rest| rest.split('\'').next()).unwrap();
     assert!(Path::new(folder).join("libcuda.so.1").exists());
     let inside = cudasim(&["env", "sh", "-c", "echo $LD_LIBRARY_PATH"]);
     assert!(text(&inside.stdout).starts_with(folder));

@@ -102,3 +102,34 @@ fn attributes_and_occupancy_follow_the_kernel() {
         assert_eq!(grid * block, 108 * 2048);
     });
 }
+
+#[test]
+fn names_are_found_and_those_that_are_not_supported_say_801() {
+    on_device("code::names_are_found_and_those_that_are_not_supported_say_801", &[], || unsafe {
+        let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
+        assert!(!library.is_null());
+        for name in [
+            c"cuTexObjectCreate",
+            c"cuMemAllocManaged",
+            c"cuGraphConditionalHandleCreate",
+            c"cuIpcGetMemHandle",
+        ] {
+            let found = libc::dlsym(library, name.as_ptr());
+            assert!(!found.is_null(), "{name:?}");
+            let function: extern "C" fn(usize, usize, usize) -> u32 = std::mem::transmute(found);
+            assert_eq!(function(0, 0, 0), 801, "{name:?}");
+        }
+        let (mut address, mut status) = (
+            std::ptr::null_mut(),
+            sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT,
+        );
+        let find = |name: &std::ffi::CStr, address: &mut *mut std::ffi::c_void, status: *mut _| {
+            sys::cuGetProcAddress_v2(name.as_ptr(), address, 13000, 0, status)
+        };
+        assert_eq!(find(c"cuMemAlloc", &mut address, &mut status), CUresult::CUDA_SUCCESS);
+        assert_eq!(address, libc::dlsym(library, c"cuMemAlloc_v2".as_ptr()));
+        assert_eq!(find(c"cuMakeCoffee", &mut address, &mut status), CUresult::CUDA_ERROR_NOT_FOUND);
+        assert!(address.is_null());
+        assert_eq!(status, sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND);
+    });
+}

@@ -35,8 +35,12 @@ fn ctas_hand_a_lock_over_in_order() {
             device.options.threads = threads;
             let (turn, log) = (device.upload(&[0u32]), device.buffer::<u32>(n));
             device.run("hand_over", grid(n as u32), 64, 0, &[turn, log]);
-            let want: Vec<u32> =
-                (0..n).scan(0u32, |x, _| { *x = x.wrapping_mul(3).wrapping_add(1); Some(*x) }).collect();
+            let want: Vec<u32> = (0..n)
+                .scan(0u32, |x, _| {
+                    *x = x.wrapping_mul(3).wrapping_add(1);
+                    Some(*x)
+                })
+                .collect();
             assert_eq!(device.download::<u32>(log, n), want, "{variant} with {threads} host threads");
         }
     }
@@ -64,7 +68,11 @@ fn a_grid_barrier_holds_all_ctas() {
             let args = [data, out, device.upload(&[0u32]), Arg::I32(rounds as i32)];
             device.run("grid_barrier", grid(n as u32), 64, 0, &args);
             let want: Vec<i32> = (0..n * rounds).map(|i| ((i % n + 1) % n + 100 * (i / n)) as i32).collect();
-            assert_eq!(device.download::<i32>(out, n * rounds), want, "{variant} with {threads} host threads");
+            assert_eq!(
+                device.download::<i32>(out, n * rounds),
+                want,
+                "{variant} with {threads} host threads"
+            );
         }
     }
 }

@@ -93,7 +93,10 @@ fn a_missing_barrier_before_reading_is_a_race() {
     let found = reduction("BUG_NO_BARRIER_BEFORE", "sum_rows");
     assert!(found.contains(&FaultKind::SharedRace), "{found:?}");
     let found = gemm("BUG_NO_BARRIER_BEFORE");
-    assert!(found.contains(&FaultKind::SharedRace) || found.contains(&FaultKind::MissingAsyncWait), "{found:?}");
+    assert!(
+        found.contains(&FaultKind::SharedRace) || found.contains(&FaultKind::MissingAsyncWait),
+        "{found:?}"
+    );
 }
 
 #[test]

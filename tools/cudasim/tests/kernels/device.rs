@@ -7,7 +7,8 @@ use cudasim::memory::GlobalMemory;
 use crate::common;
 
 /// The six ways in which every kernel was compiled.
-pub const VARIANTS: [&str; 6] = ["nvcc13.O3", "nvcc13.O0", "nvcc13.G", "nvrtc12.O3", "nvrtc12.O0", "nvrtc12.G"];
+pub const VARIANTS: [&str; 6] =
+    ["nvcc13.O3", "nvcc13.O0", "nvcc13.G", "nvrtc12.O3", "nvrtc12.O0", "nvrtc12.G"];
 
 /// An argument of a kernel.
 #[derive(Clone, Copy)]

@@ -52,8 +52,8 @@ fn the_swizzle_is_free_of_bank_conflicts() {
     let ldmatrix: Vec<_> = counters.instructions.iter().filter(|i| i.text.starts_with("ldmatrix")).collect();
     assert!(!ldmatrix.is_empty());
     let memory = ldmatrix.iter().filter_map(|i| i.memory);
-    let (requests, wavefronts, ideal) =
-        memory.fold((0, 0, 0), |sum, m| (sum.0 + m.requests, sum.1 + m.wavefronts, sum.2 + m.ideal_wavefronts));
+    let (requests, wavefronts, ideal) = memory
+        .fold((0, 0, 0), |sum, m| (sum.0 + m.requests, sum.1 + m.wavefronts, sum.2 + m.ideal_wavefronts));
     // 4 warps x 2 steps of k x 2 halves x 4 loads of four matrices, one wavefront each.
     assert_eq!((requests, wavefronts, ideal), (64, 256, 256));
     let mma: u64 =

@@ -62,8 +62,9 @@ fn bounds_check(line: &str) -> Option<String> {
     let (_, operands) = rest.split_once('\t').or_else(|| rest.split_once(' '))?;
     let predicate = operands.split(',').next()?.trim();
     // nvcc jumps away when the index is not below the length.
-    matches!(operation, "ge" | "gt" | "le" | "lt")
-        .then(|| format!("setp.{}.s32 {predicate}, 0, 1;", if matches!(operation, "ge" | "gt") { "gt" } else { "eq" }))
+    matches!(operation, "ge" | "gt" | "le" | "lt").then(|| {
+        format!("setp.{}.s32 {predicate}, 0, 1;", if matches!(operation, "ge" | "gt") { "gt" } else { "eq" })
+    })
 }
 
 fn reports(device: &Device, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &[Arg]) -> usize {
@@ -104,7 +105,14 @@ fn gemms(device: &Device) -> usize {
 
 fn histograms(device: &Device) -> usize {
     let data: Vec<u8> = (0..2000).map(|i| (i * 7) as u8).collect();
-    reports(device, "histogram", grid(2), 128, 0, &[device.upload(&data), device.upload(&[0u32; 256]), Arg::I32(2000)])
+    reports(
+        device,
+        "histogram",
+        grid(2),
+        128,
+        0,
+        &[device.upload(&data), device.upload(&[0u32; 256]), Arg::I32(2000)],
+    )
 }
 
 fn splits(device: &Device) -> usize {
@@ -125,8 +133,14 @@ fn vectors(device: &Device) -> usize {
     let n = 333;
     let floats = device.upload(&Random(1).floats(n));
     let halves = || device.upload(&vec![0x3c00u16; 336]);
-    reports(device, "add_f32", grid(4), 128, 0, &[floats, floats, device.buffer::<f32>(n), Arg::I32(n as i32)])
-        + reports(device, "axpy_f16", grid(1), 128, 0, &[Arg::U16(0x3c00), halves(), halves(), Arg::I32(336)])
+    reports(
+        device,
+        "add_f32",
+        grid(4),
+        128,
+        0,
+        &[floats, floats, device.buffer::<f32>(n), Arg::I32(n as i32)],
+    ) + reports(device, "axpy_f16", grid(1), 128, 0, &[Arg::U16(0x3c00), halves(), halves(), Arg::I32(336)])
 }
 
 #[test]

@@ -14,7 +14,8 @@ fn pipelines_of_depth_2_to_5_add_up_all_tiles() {
                 let want: Vec<f64> = data
                     .chunks(tiles * 512)
                     .flat_map(|part| {
-                        (0..512).map(|i| part.iter().skip(i).step_by(512).map(|x| f64::from(*x).powi(2)).sum())
+                        (0..512)
+                            .map(|i| part.iter().skip(i).step_by(512).map(|x| f64::from(*x).powi(2)).sum())
                     })
                     .collect();
                 let what = format!("{variant} depth {depth} tiles {tiles}");

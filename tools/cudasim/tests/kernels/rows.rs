@@ -22,9 +22,17 @@ fn sum_tiles_adds_integers_exactly() {
         let device = Device::new(&format!("reduction.{variant}"));
         let data = Random(2).ints(ctas * tiles * 128);
         let out = device.buffer::<i32>(ctas);
-        device.run("sum_tiles", grid(ctas as u32), 128, 0, &[device.upload(&data), out, Arg::I32(tiles as i32)]);
-        let want: Vec<i32> =
-            data.chunks(tiles * 128).map(|part| part.iter().fold(0, |sum: i32, x| sum.wrapping_add(*x))).collect();
+        device.run(
+            "sum_tiles",
+            grid(ctas as u32),
+            128,
+            0,
+            &[device.upload(&data), out, Arg::I32(tiles as i32)],
+        );
+        let want: Vec<i32> = data
+            .chunks(tiles * 128)
+            .map(|part| part.iter().fold(0, |sum: i32, x| sum.wrapping_add(*x)))
+            .collect();
         assert_eq!(device.download::<i32>(out, ctas), want, "{variant}");
     }
 }

@@ -11,7 +11,13 @@ fn f64_arithmetic_is_exact_to_the_last_bit() {
         };
         let (x, y) = (doubles(), doubles());
         let out = device.buffer::<f64>(8 * n);
-        device.run("f64_math", grid(4), 128, 0, &[device.upload(&x), device.upload(&y), out, Arg::I32(n as i32)]);
+        device.run(
+            "f64_math",
+            grid(4),
+            128,
+            0,
+            &[device.upload(&x), device.upload(&y), out, Arg::I32(n as i32)],
+        );
         let got = device.download::<f64>(out, 8 * n);
         for i in 0..n {
             let (a, b) = (x[i], y[i]);
@@ -58,7 +64,13 @@ fn divisions_of_64_bits_are_exact() {
         };
         let (x, y) = (longs(true), longs(false));
         let out = device.buffer::<i64>(8 * n);
-        device.run("divide_64", grid(5), 128, 0, &[device.upload(&x), device.upload(&y), out, Arg::I32(n as i32)]);
+        device.run(
+            "divide_64",
+            grid(5),
+            128,
+            0,
+            &[device.upload(&x), device.upload(&y), out, Arg::I32(n as i32)],
+        );
         let got = device.download::<i64>(out, 8 * n);
         for i in 0..n {
             let (a, b) = (x[i], y[i]);
