@@ -5,6 +5,7 @@ pub mod check;
 mod class;
 pub mod counters;
 pub mod cubin;
+pub mod decode;
 pub mod device;
 pub mod driver;
 mod elf;
@@ -12,5 +13,5 @@ pub mod exec;
 pub mod fatbin;
 pub mod memory;
 pub mod model;
-pub mod ptx;
+
 pub mod report;

@@ -12,7 +12,7 @@ use cudasim::exec::{self, ExecOptions, GlobalAddresses, Launch, Outcome};
 use cudasim::fatbin;
 use cudasim::memory::GlobalMemory;
 use cudasim::model::{self, KernelFacts, LaunchKind};
-use cudasim::ptx;
+use cudasim::decode;
 use cudasim::report::{LaunchReport, Report};
 
 use super::argument::{Argument, Buffer, Output};
@@ -132,7 +132,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The PTX of the file, and what a cubin beside it says.
-fn load(args: &Args) -> Result<(Arc<ptx::Module>, Vec<KernelResources>)> {
+fn load(args: &Args) -> Result<(Arc<decode::Module>, Vec<KernelResources>)> {
     let name = || args.file.display().to_string();
     let bytes = std::fs::read(&args.file).with_context(name)?;
     let images = fatbin::images(&bytes).with_context(name)?;
@@ -140,7 +140,7 @@ fn load(args: &Args) -> Result<(Arc<ptx::Module>, Vec<KernelResources>)> {
     let ptx = newest(fatbin::Kind::Ptx)
         .ok_or_else(|| anyhow!("{}: holds machine code only; PTX is what can be executed", name()))?;
     let text = std::str::from_utf8(&ptx.bytes).with_context(name)?;
-    let module = ptx::Module::parse(text).map_err(|error| anyhow!("{}:{error}", name()))?;
+    let module = decode::Module::parse(text).map_err(|error| anyhow!("{}:{error}", name()))?;
     let resources = match newest(fatbin::Kind::Cubin) {
         Some(cubin) => cudasim::cubin::kernels(&cubin.bytes).with_context(name)?,
         None => Vec::new(),
@@ -148,7 +148,7 @@ fn load(args: &Args) -> Result<(Arc<ptx::Module>, Vec<KernelResources>)> {
     Ok((Arc::new(module), resources))
 }
 
-fn choose<'m>(args: &Args, module: &'m ptx::Module) -> Result<&'m ptx::Kernel> {
+fn choose<'m>(args: &Args, module: &'m decode::Module) -> Result<&'m decode::Kernel> {
     let names = || module.kernels().map(|kernel| kernel.name.as_str()).collect::<Vec<_>>().join(", ");
     match &args.kernel {
         Some(name) => module.kernel(name).ok_or_else(|| anyhow!("no kernel {name}; there are {}", names())),
@@ -166,7 +166,7 @@ fn choose<'m>(args: &Args, module: &'m ptx::Module) -> Result<&'m ptx::Kernel> {
 /// The parameter buffer, and where the buffers lie.
 fn params<'a>(
     args: &Args,
-    kernel: &ptx::Kernel,
+    kernel: &decode::Kernel,
     arguments: &'a [Argument],
     memory: &GlobalMemory,
 ) -> Result<(Vec<u8>, Vec<(&'a Buffer, u64)>)> {

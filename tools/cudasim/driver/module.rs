@@ -14,13 +14,13 @@ use super::{image, stream};
 use crate::cubin::{self, KernelResources};
 use crate::exec::GlobalAddresses;
 use crate::fatbin;
-use crate::ptx;
+use crate::decode;
 
 /// A module in a context.
 pub(super) struct Module {
     pub handle: usize,
     pub context: usize,
-    pub code: Arc<ptx::Module>,
+    pub code: Arc<decode::Module>,
     /// Where its variables lie.
     pub addresses: GlobalAddresses,
     /// Variables by name: address and size.
@@ -50,7 +50,7 @@ pub(super) struct Function {
 
 impl Function {
     /// The kernel's code.
-    pub fn kernel(&self) -> Result<&ptx::Kernel> {
+    pub fn kernel(&self) -> Result<&decode::Kernel> {
         self.module.code.kernel(&self.name).ok_or(Error::NOT_FOUND)
     }
 }
@@ -113,7 +113,7 @@ fn load(images: &[fatbin::Entry]) -> std::result::Result<Arc<Module>, Refused> {
 fn place(
     driver: &Driver,
     context: &Context,
-    code: Arc<ptx::Module>,
+    code: Arc<decode::Module>,
     resources: HashMap<String, KernelResources>,
 ) -> std::result::Result<Arc<Module>, Refused> {
     let memory = &context.device.memory;
@@ -149,8 +149,8 @@ fn place(
 }
 
 /// Parses a text once per process: several devices load the same modules.
-fn parse(text: &str) -> std::result::Result<Arc<ptx::Module>, String> {
-    type Parsed = HashMap<u64, Vec<(Box<str>, Arc<ptx::Module>)>>;
+fn parse(text: &str) -> std::result::Result<Arc<decode::Module>, String> {
+    type Parsed = HashMap<u64, Vec<(Box<str>, Arc<decode::Module>)>>;
     static PARSED: OnceLock<Mutex<Parsed>> = OnceLock::new();
     let parsed = PARSED.get_or_init(Mutex::default);
     let mut hasher = DefaultHasher::new();
@@ -159,7 +159,7 @@ fn parse(text: &str) -> std::result::Result<Arc<ptx::Module>, String> {
     if let Some(same) = lock(parsed).get(&key).and_then(|all| all.iter().find(|(own, _)| **own == *text)) {
         return Ok(same.1.clone());
     }
-    let module = Arc::new(ptx::Module::parse(text).map_err(|error| error.to_string())?);
+    let module = Arc::new(decode::Module::parse(text).map_err(|error| error.to_string())?);
     lock(parsed).entry(key).or_default().push((text.into(), module.clone()));
     Ok(module)
 }
