@@ -1,4 +1,10 @@
 //! A simulated CUDA GPU: a stand-in `libcuda.so.1` that executes the PTX of kernels on the CPU, checks what
 //! hardware would not tell, and counts what a profiler would.
 
+pub mod check;
+mod class;
+pub mod counters;
+pub mod decode;
+pub mod exec;
+pub mod memory;
 pub mod ptx;
