@@ -135,6 +135,7 @@ pub(super) struct Builder<'m> {
     source: Option<(u32, u32)>,
     texts: HashMap<String, Arc<str>>,
     pub(super) kernel_param_bytes: u32,
+    carry: Option<u32>,
 }
 
 fn add_aligned(at: &mut u64, align: u32, bytes: u64) -> u64 {
@@ -162,6 +163,7 @@ impl<'m> Builder<'m> {
             source: None,
             texts: HashMap::new(),
             kernel_param_bytes: 0,
+            carry: None,
         };
         b.program.always = b.fill(Fill::Word(u32::MAX)) & !CONST;
         b.routine(kernel)?;
@@ -237,6 +239,11 @@ impl<'m> Builder<'m> {
         self.current == 0
     }
 
+    /// Room in the current frame, at a multiple of 8.
+    pub(super) fn reserve_frame(&mut self, bytes: u64) -> u32 {
+        add_aligned(&mut self.frame, 8, bytes).min(u32::MAX.into()) as u32
+    }
+
     /// A new label without a name.
     pub(super) fn new_label(&mut self) -> usize {
         self.labels.push(None);
@@ -262,6 +269,7 @@ impl<'m> Builder<'m> {
         let start = self.program.insts.len();
         let first_virtual = self.virtuals.len() as u32;
         self.source = None;
+        self.carry = None;
         self.frame = u64::from(self.pending[routine].signature.bytes);
         self.return_label = self.new_label();
         self.scopes.push(HashMap::new());
@@ -294,7 +302,8 @@ impl<'m> Builder<'m> {
         self.block(body)?;
         self.set_label(self.return_label);
         let end = if routine == 0 { Kind::Exit } else { Kind::Return };
-        self.emit(Inst::new(end, nothing), Meta { text: self.text("ret"), ..Meta::default() }, true);
+        let meta = Meta { text: self.text("ret"), ..Meta::default() };
+        self.emit(Inst::new(end, nothing), meta, true);
         self.scopes.clear();
         let p = &mut self.pending[routine];
         p.first_virtual = first_virtual;
@@ -413,6 +422,7 @@ impl<'m> Builder<'m> {
 
     fn shared(&mut self, v: &Variable) -> Result<Symbol> {
         if v.count.is_none() || v.bytes() == 0 {
+            self.program.uses_dynamic_shared = true;
             self.program.dynamic_shared_align = self.program.dynamic_shared_align.max(v.align);
             return Ok(Symbol::DynamicShared);
         }
@@ -503,6 +513,18 @@ impl<'m> Builder<'m> {
         v
     }
 
+    /// The carry bit of the current routine.
+    pub(super) fn carry(&mut self) -> u32 {
+        match self.carry {
+            Some(v) => v,
+            None => {
+                let v = self.virtual_reg(Class::Pred, 1);
+                self.carry = Some(v);
+                v
+            }
+        }
+    }
+
     pub(super) fn text(&mut self, text: &str) -> Arc<str> {
         if let Some(t) = self.texts.get(text) {
             return t.clone();
@@ -533,6 +555,7 @@ impl<'m> Builder<'m> {
             }
         }
         self.frames()?;
+        self.place_calls();
         let n = self.virtuals.len();
         let mut place = vec![NONE; n];
         let mut start = 0;
@@ -554,10 +577,15 @@ impl<'m> Builder<'m> {
             let last = self.pending.get(r + 1).map_or(n as u32, |p| p.first_virtual);
             let blocks = flow::blocks(&self.program.insts, range, &tables);
             flow::reconverge(&mut self.program.insts, &blocks);
-            let own: Vec<Virtual> =
-                self.virtuals[first as usize..last as usize].iter().map(|v| Virtual { pinned: false, ..*v }).collect();
-            let saved: Vec<(usize, u32)> =
-                loose.iter().filter(|&&v| (first..last).contains(&(v as u32))).map(|&v| (v, place[v])).collect();
+            let own: Vec<Virtual> = self.virtuals[first as usize..last as usize]
+                .iter()
+                .map(|v| Virtual { pinned: false, ..*v })
+                .collect();
+            let saved: Vec<(usize, u32)> = loose
+                .iter()
+                .filter(|&&v| (first..last).contains(&(v as u32)))
+                .map(|&v| (v, place[v]))
+                .collect();
             let placed = place::place(
                 &blocks,
                 &self.program.insts,
@@ -609,6 +637,21 @@ impl<'m> Builder<'m> {
             return Err(Pos { line: 1, column: 1 }.invalid("a kernel with too many registers or constants"));
         }
         Ok(())
+    }
+
+    /// Copies to and from a callee's frame: it begins where the caller's ends.
+    fn place_calls(&mut self) {
+        for p in &self.pending {
+            for inst in &mut self.program.insts[p.range.clone()] {
+                if inst.flags & flag::HIDDEN != 0 && inst.kind == Kind::Memory {
+                    match inst.aux[0] {
+                        1 => inst.target += p.frame_bytes,
+                        2 => inst.imm += i64::from(p.frame_bytes),
+                        _ => {}
+                    }
+                }
+            }
+        }
     }
 
     /// Local memory: the deepest chain of calls.

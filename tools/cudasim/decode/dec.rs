@@ -30,6 +30,7 @@ pub(crate) struct Dec<'d, 'm> {
     pub(super) meta: Meta,
     /// Helpers to run after it.
     after: Vec<(Inst, Vec<u32>, Vec<u32>)>,
+    in_place: Vec<Inst>,
 }
 
 /// Decodes an instruction and appends it to the program.
@@ -61,7 +62,7 @@ pub(super) fn decode(b: &mut Builder<'_>, ins: &Instruction) -> Result<()> {
             _ => return Err(ins.pos.invalid(format!("guard `{name}` is no predicate"))),
         }
     }
-    let mut d = Dec { b, ins, base, mods, types, inst, meta, after: Vec::new() };
+    let mut d = Dec { b, ins, base, mods, types, inst, meta, after: Vec::new(), in_place: Vec::new() };
     ops::decode(&mut d)
 }
 
@@ -260,9 +261,10 @@ impl<'d, 'm> Dec<'d, 'm> {
         match self.b.lookup(name) {
             Some(Symbol::Shared(at)) => Ok(constant(self, i64::from(at) + offset)),
             Some(Symbol::DynamicShared) => {
-                let u = Uniform::DynamicSharedBase(u32::try_from(offset).map_err(|_| {
-                    self.invalid("an offset before the dynamic shared memory")
-                })?);
+                let u = Uniform::DynamicSharedBase(
+                    u32::try_from(offset)
+                        .map_err(|_| self.invalid("an offset before the dynamic shared memory"))?,
+                );
                 Ok(self.b.uniform(u, class))
             }
             Some(Symbol::Param(at)) => Ok(constant(self, i64::from(at) + offset)),
@@ -347,7 +349,9 @@ impl<'d, 'm> Dec<'d, 'm> {
                 let masks = ["eq", "le", "lt", "ge", "gt"];
                 let kind = bare.strip_prefix("lanemask_").and_then(|m| masks.iter().position(|x| *x == m));
                 let Some(kind) = kind else {
-                    if bare.starts_with(|c: char| c.is_ascii_alphabetic()) && !bare.ends_with(|c: char| c.is_ascii_digit()) {
+                    if bare.starts_with(|c: char| c.is_ascii_alphabetic())
+                        && !bare.ends_with(|c: char| c.is_ascii_digit())
+                    {
                         return Err(self.unsupported(format!("special register `{name}`")));
                     }
                     return Err(self.invalid(format!("`{name}` is not declared")));
@@ -501,6 +505,12 @@ impl<'d, 'm> Dec<'d, 'm> {
         self.after.push((inst, uses, defs));
     }
 
+    /// A helper that changes the destination in place: its row is known when the destination is written.
+    pub(super) fn after_in_place(&mut self, inst: Inst) -> Result<()> {
+        self.in_place.push(inst);
+        Ok(())
+    }
+
     /// Emits the instruction.
     pub(super) fn emit(&mut self, kind: Kind, exec: ExecFn) -> Result<()> {
         self.all_claimed()?;
@@ -510,8 +520,15 @@ impl<'d, 'm> Dec<'d, 'm> {
         let mut meta = self.meta.clone();
         meta.uses = registers(&meta.uses);
         let (guard, guard_xor) = (inst.guard, inst.guard_xor);
+        let to = inst.ops[0];
         self.b.emit(inst, meta, false);
-        for (mut helper, mut uses, defs) in std::mem::take(&mut self.after) {
+        let mut helpers = Vec::new();
+        for mut helper in std::mem::take(&mut self.in_place) {
+            (helper.ops[0], helper.ops[1]) = (to, to);
+            helpers.push((helper, vec![to], vec![to]));
+        }
+        helpers.append(&mut self.after);
+        for (mut helper, mut uses, defs) in helpers {
             (helper.guard, helper.guard_xor) = (guard, guard_xor);
             if guard != NONE {
                 uses.push(guard);

@@ -147,6 +147,13 @@ pub(super) fn reconverge(insts: &mut [Inst], blocks: &[Block]) {
                 insts[blocks[d].start].flags |= flag::LEADER;
             }
         }
+        // After these, lanes that took no part because of a guard meet the others.
+        for pc in block.start..block.end {
+            if matches!(insts[pc].kind, Kind::Call | Kind::Collective | Kind::Barrier) && pc + 1 < insts.len()
+            {
+                insts[pc + 1].flags |= flag::LEADER;
+            }
+        }
     }
 }
 

@@ -238,7 +238,11 @@ fn assign(
         );
     }
     Placement {
-        region: Region { preds: (preds, counts[0]), w32: (w32, counts[1]), w64: (w64, counts[2] + 2 * counts[3]) },
+        region: Region {
+            preds: (preds, counts[0]),
+            w32: (w32, counts[1]),
+            w64: (w64, counts[2] + 2 * counts[3]),
+        },
         poison: Vec::new(),
         pressure: 0,
     }

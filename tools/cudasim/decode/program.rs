@@ -76,11 +76,7 @@ impl Fill {
     pub(crate) fn words(self) -> u32 {
         match self {
             Fill::Word(_) => 1,
-            Fill::Row32(_)
-            | Fill::LaneId
-            | Fill::LaneMask(_)
-            | Fill::Uniform32(_)
-            | Fill::Param32(..) => 32,
+            Fill::Row32(_) | Fill::LaneId | Fill::LaneMask(_) | Fill::Uniform32(_) | Fill::Param32(..) => 32,
             Fill::Row64(_) | Fill::Uniform64(_) | Fill::Param64(..) | Fill::Global(..) => 64,
         }
     }
@@ -164,6 +160,8 @@ pub(crate) struct Program {
     pub(crate) always: u32,
     /// Shared memory that the kernel declares.
     pub(crate) static_shared: u32,
+    /// Whether the kernel refers to dynamic shared memory.
+    pub(crate) uses_dynamic_shared: bool,
     /// Alignment of the dynamic shared memory.
     pub(crate) dynamic_shared_align: u32,
     /// Local memory of one thread: the frames of the deepest chain of calls.

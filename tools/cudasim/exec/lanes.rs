@@ -49,10 +49,10 @@ fn has(feature: &str) -> bool {
 ///
 /// `$body` is an `#[inline(always)] unsafe fn(&mut Cx, &Inst, u32)` with the given type parameters.
 macro_rules! levels {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*> = $body:path) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*> = $body:ident) => {
         levels!($(#[$doc])* $vis fn $name<$($g $(: $bound)?),*>[] = $body);
     };
-    ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*>[$(const $c:ident: $ct:ty),*] = $body:path) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*>[$(const $c:ident: $ct:ty),*] = $body:ident) => {
         $(#[$doc])*
         $vis fn $name<$($g $(: $bound)?,)* $(const $c: $ct),*>() -> $crate::exec::inst::ExecFn {
             #[cfg(target_arch = "x86_64")]
@@ -89,7 +89,7 @@ pub(crate) use levels;
 ///
 /// A value of `F` existed: the caller was given one when the instruction was decoded.
 #[inline(always)]
-unsafe fn conjure<F: Copy>() -> F {
+pub(crate) unsafe fn conjure<F: Copy>() -> F {
     const { assert!(size_of::<F>() == 0, "the closure of an instruction captures nothing") };
     // SAFETY: a value without bytes is valid for a type of which the caller had one.
     unsafe { std::ptr::NonNull::<F>::dangling().read() }
@@ -138,8 +138,7 @@ unsafe fn ter_body<A: Elem, B: Elem, C: Elem, D: Elem, F: F3<A, B, C, D>>(cx: &m
     // SAFETY: the decoder placed operands of these classes.
     unsafe {
         let f = conjure::<F>();
-        let (a, b, c) =
-            (cx.row::<A::Raw>(i.ops[1]), cx.row::<B::Raw>(i.ops[2]), cx.row::<C::Raw>(i.ops[3]));
+        let (a, b, c) = (cx.row::<A::Raw>(i.ops[1]), cx.row::<B::Raw>(i.ops[2]), cx.row::<C::Raw>(i.ops[3]));
         let mut out = [D::Raw::default(); 32];
         for l in 0..32 {
             out[l] = f(A::of(a[l]), B::of(b[l]), C::of(c[l])).raw();

@@ -7,3 +7,5 @@ mod parser;
 
 pub use error::{Pos, PtxError};
 pub use parser::parse;
+
+pub use crate::decode::{GlobalVar, Kernel, Module, Param};

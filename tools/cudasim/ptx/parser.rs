@@ -311,7 +311,9 @@ impl<'a> Parser<'a> {
                         self.expect(b')')?;
                     }
                     _ => {
-                        return Err(at.unsupported(format!(".{word}"), "this directive or type in a declaration"));
+                        return Err(
+                            at.unsupported(format!(".{word}"), "this directive or type in a declaration")
+                        );
                     }
                 }
             }
@@ -650,7 +652,9 @@ impl<'a> Parser<'a> {
                 let returns = if self.at(b'(') { self.params()? } else { Vec::new() };
                 self.name()?;
                 let params = if self.at(b'(') { self.params()? } else { Vec::new() };
-                while let Token::Dot(word @ ("noreturn" | "abi_preserve" | "abi_preserve_control")) = self.token {
+                while let Token::Dot(word @ ("noreturn" | "abi_preserve" | "abi_preserve_control")) =
+                    self.token
+                {
                     self.advance()?;
                     if word != "noreturn" {
                         self.int()?;
@@ -917,9 +921,15 @@ mod tests {
 
     #[test]
     fn scopes_labels_and_lines() {
-        let b = body(".reg .b32 %r<4>, x; { .reg .pred p; L: bra L; } .loc 1 7 3, function_name $a, inlined_at 1 2 3\n ret;");
-        assert!(matches!(&b[0], Statement::Reg { names, .. } if names[0].1 == Some(4) && names[1].1.is_none()));
-        assert!(matches!(&b[1], Statement::Block(inner) if matches!(&inner[1], Statement::Label(n, _) if n == "L")));
+        let b = body(
+            ".reg .b32 %r<4>, x; { .reg .pred p; L: bra L; } .loc 1 7 3, function_name $a, inlined_at 1 2 3\n ret;",
+        );
+        assert!(
+            matches!(&b[0], Statement::Reg { names, .. } if names[0].1 == Some(4) && names[1].1.is_none())
+        );
+        assert!(
+            matches!(&b[1], Statement::Block(inner) if matches!(&inner[1], Statement::Label(n, _) if n == "L"))
+        );
         assert!(matches!(&b[2], Statement::Loc { file: 1, line: 7 }));
     }
 
@@ -933,7 +943,10 @@ mod tests {
         let m = parse(&text).unwrap();
         assert_eq!(m.variables[0].init[0], Init::Address { symbol: "a".into(), offset: 8, mask: None });
         assert_eq!(m.variables[0].init[2], Init::Bits(u64::MAX));
-        assert_eq!(m.variables[1].init[1], Init::Address { symbol: "a".into(), offset: 0, mask: Some(0xff00) });
+        assert_eq!(
+            m.variables[1].init[1],
+            Init::Address { symbol: "a".into(), offset: 0, mask: Some(0xff00) }
+        );
         assert_eq!(m.variables[2].init[0], Init::Float(2.0));
         assert!(m.variables[3].external && m.variables[3].count.is_none());
     }
