@@ -13,5 +13,5 @@ pub mod exec;
 pub mod fatbin;
 pub mod memory;
 pub mod model;
-
+pub mod ptx;
 pub mod report;
