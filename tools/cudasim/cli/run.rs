@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use cudasim::cubin::KernelResources;
+use cudasim::decode;
 use cudasim::device::{DeviceSpec, Resources};
 use cudasim::driver::Config;
 use cudasim::exec::{self, ExecOptions, GlobalAddresses, Launch, Outcome};
 use cudasim::fatbin;
 use cudasim::memory::GlobalMemory;
 use cudasim::model::{self, KernelFacts, LaunchKind};
-use cudasim::decode;
 use cudasim::report::{LaunchReport, Report};
 
 use super::argument::{Argument, Buffer, Output};

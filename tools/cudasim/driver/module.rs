@@ -12,9 +12,9 @@ use super::fault::Kind;
 use super::state::{Context, Driver, current, driver, lock};
 use super::{image, stream};
 use crate::cubin::{self, KernelResources};
+use crate::decode;
 use crate::exec::GlobalAddresses;
 use crate::fatbin;
-use crate::decode;
 
 /// A module in a context.
 pub(super) struct Module {

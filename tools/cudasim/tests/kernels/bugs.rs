@@ -101,7 +101,8 @@ fn a_missing_barrier_before_reading_is_a_race() {
 
 #[test]
 fn a_missing_barrier_before_overwriting_is_a_race() {
-    assert_eq!(reduction("BUG_NO_BARRIER_AFTER", "sum_tiles"), [FaultKind::SharedRace]);
+    let found = reduction("BUG_NO_BARRIER_AFTER", "sum_tiles");
+    assert!(found.iter().all(|kind| *kind == FaultKind::SharedRace) && !found.is_empty(), "{found:?}");
     let found = gemm("BUG_NO_BARRIER_AFTER");
     assert!(found.iter().all(|kind| *kind == FaultKind::SharedRace) && !found.is_empty(), "{found:?}");
 }
@@ -115,10 +116,10 @@ fn a_missing_wait_for_cp_async_is_named() {
 #[test]
 fn a_missing_barrier_in_a_pipeline_is_a_race() {
     let found = pipeline("BUG_NO_BARRIER");
-    assert!(
-        found.iter().all(|kind| matches!(kind, FaultKind::SharedRace | FaultKind::MissingAsyncWait)),
-        "{found:?}"
-    );
+    assert!(found.contains(&FaultKind::SharedRace), "{found:?}");
+    // A warp that runs ahead also finds words that no other warp has filled.
+    let all = [FaultKind::SharedRace, FaultKind::UninitialisedShared, FaultKind::MissingAsyncWait];
+    assert!(found.iter().all(|kind| all.contains(kind)), "{found:?}");
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn wait(line: &str) -> Option<String> {
     line.trim_start().starts_with("cp.async.wait_").then(String::new)
 }
 
-/// A conditional jump out of a kernel's end or around an access, made never to be taken.
+/// A comparison with a length, made to say that the index is in bounds.
 fn bounds_check(line: &str) -> Option<String> {
     let line = line.trim_start();
     let rest = line.strip_prefix("setp.")?;
@@ -74,17 +74,30 @@ fn reports(device: &Device, kernel: &str, grid: [u32; 3], block: u32, shared: u3
 
 fn reductions(device: &Device) -> usize {
     let rows = device.upload(&Random(1).floats(2 * 500));
-    let tiles = device.upload(&Random(1).ints(2 * 3 * 128));
-    reports(device, "sum_rows", grid(2), 256, 0, &[rows, device.buffer::<f32>(2), Arg::I32(500)])
-        + reports(device, "sum_tiles", grid(2), 128, 0, &[tiles, device.buffer::<i32>(2), Arg::I32(3)])
+    // Loops are unrolled: several lengths, so that every copy of a line is reached.
+    let tiles: usize = (1..=5)
+        .map(|n| {
+            let data = device.upload(&Random(1).ints(2 * n * 128));
+            reports(
+                device,
+                "sum_tiles",
+                grid(2),
+                128,
+                0,
+                &[data, device.buffer::<i32>(2), Arg::I32(n as i32)],
+            )
+        })
+        .sum();
+    tiles + reports(device, "sum_rows", grid(2), 256, 0, &[rows, device.buffer::<f32>(2), Arg::I32(500)])
 }
 
 fn pipelines(device: &Device) -> usize {
-    let data = device.upload(&Random(1).floats(8 * 512));
+    let data = device.upload(&Random(1).floats(9 * 512));
     let ragged = device.upload(&Random(1).floats(70));
     let pipes: usize = (2..=5)
-        .map(|depth| {
-            let args = [data, device.buffer::<f32>(512), Arg::I32(8)];
+        .flat_map(|depth| (1..=9).map(move |tiles| (depth, tiles)))
+        .map(|(depth, tiles)| {
+            let args = [data, device.buffer::<f32>(512), Arg::I32(tiles)];
             reports(device, &format!("pipeline{depth}"), grid(1), 128, 0, &args)
         })
         .sum();
