@@ -263,6 +263,7 @@ template <class T> struct PagedAttention {
         }
         fold(super * SUPER, count, 1, m, l, out);
         if (supers > 1) {
+            __syncthreads(); // all have read what is overwritten
             keep(super * SUPER, m, l, out);
             if (!last_of(counters + max_supers, supers)) {
                 return;

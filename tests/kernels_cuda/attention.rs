@@ -91,11 +91,11 @@ fn vision_attention_matches_float64_and_never_crosses_sequences() {
             assert_eq!(out[first * heads * D..(first + len) * heads * D], alone, "{half:?} {len} alone");
             first += len;
         }
+        // The first three sequences have 68 rows.
         let mut dirty = qkv.clone();
-        dirty[..69 * 3 * heads * D].fill(0xffff);
+        dirty[..68 * 3 * heads * D].fill(0xffff);
         let beside = vision(half, &dirty, &lengths, heads);
-        assert!(beside[68 * heads * D + heads * D..] == out[69 * heads * D..] || lengths[0] != 1);
-        assert_eq!(beside[132 * heads * D..], out[132 * heads * D..], "neighbours of NaN");
+        assert_eq!(beside[68 * heads * D..], out[68 * heads * D..], "neighbours of NaN");
     }
 }
 
@@ -206,7 +206,7 @@ impl Case {
     /// Prefill of rows `from..to` of some sequences.
     fn prefill(&self, parts: &[(usize, usize, usize)]) -> Vec<u16> {
         let width = self.heads.n_heads * 128;
-        let (mut q, mut sequences) = (Vec::new(), Vec::new());
+        let (mut q, mut sequences) = (Vec::<u16>::new(), Vec::new());
         for &(sequence, from, to) in parts {
             sequences.push(Sequence {
                 first: (q.len() / width) as u32,
@@ -238,7 +238,7 @@ impl Case {
     fn decode(&self, which: &[Option<usize>], chunk_tokens: usize, max_keys: usize) -> Vec<u16> {
         let (n, n_kv) = (self.heads.n_heads, self.heads.n_kv_heads);
         let width = n * 128;
-        let (mut q, mut sequences) = (Vec::new(), Vec::new());
+        let (mut q, mut sequences) = (Vec::<u16>::new(), Vec::new());
         for (row, sequence) in which.iter().enumerate() {
             let mut to = Sequence { first: row as u32, ..Default::default() };
             match sequence {
