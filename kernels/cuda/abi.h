@@ -1,0 +1,202 @@
+// Parameters of every CUDA kernel, written once: kernels include this file, bindgen makes the Rust side.
+//
+// Each kernel takes one of these structs by value. Pointers are device addresses. Sizes are elements unless the
+// name says otherwise. No includes: only built-in types, alike on host and device.
+#ifndef QWENVL_ABI_H
+#define QWENVL_ABI_H
+
+#define QWENVL_PAGE_TOKENS 64       // tokens of a KV page
+#define QWENVL_NO_SLOT 0xffffffffu  // a row whose key and value are not kept
+#define QWENVL_NO_VISUAL 0xffffffffu
+
+enum QwenvlEpilogue {
+    QWENVL_STORE_F32 = 0,   // out f32 = y
+    QWENVL_STORE = 1,       // out = y
+    QWENVL_QUICK_GELU = 2,  // out = y · sigmoid(1.702 y)
+    QWENVL_GELU = 3,        // out = y · Φ(y)
+    QWENVL_RESIDUAL = 4,    // out f32 = residual + y; may be in place
+    QWENVL_SWIGLU = 5,      // out = silu(gate) · up
+    QWENVL_ROPE = 6,        // out = y, the first `n_rotated` columns turned
+    QWENVL_ROPE_KV = 7,     // q turned to out; k turned and v to their pages
+};
+
+// Rotary angles: pair j of a head turns by row positions[row][axis(j)] of the table.
+struct QwenvlRope {
+    const float *angles;            // [positions, columns] of (cos, sin)
+    const unsigned int *positions;  // [rows, axes]
+    unsigned int axes;
+    unsigned int axis_end[3];  // pairs below axis_end[a] follow axis a
+    unsigned int columns;
+    unsigned int restart;  // 1: the columns of the table start anew at each axis
+};
+
+// One layer of the KV cache: pages of [2 (k, v), kv_heads, 64 tokens, head_dim].
+struct QwenvlKv {
+    void *pages;
+    unsigned long long page_stride;  // elements from a page to the next
+    unsigned int kv_heads;
+    unsigned int head_dim;
+};
+
+struct QwenvlLinear {
+    const void *x;          // [m, ldx]
+    const void *w;          // records of 128 outputs x 128 inputs, see linear.cuh
+    const float *bias;      // [n] or null
+    const float *residual;  // [m, ldo] f32
+    void *out;              // [m, ldo]
+    float *partials;        // sums of runs that share a strip
+    unsigned int *arrivals; // [strips], zero before and after
+    unsigned int m, n, k;   // k % 8 == 0
+    unsigned int ldx, ldo;
+    unsigned int epilogue;
+    unsigned int half;    // 0: rows of W in order; else rows r and r + half of heads of 2·half are paired
+    unsigned int n_runs;  // the plan's constant that cuts k; at most strips · groups
+    unsigned int n_rotated;
+    unsigned int n_q;  // columns of q in a qkv projection
+    struct QwenvlRope rope;
+    struct QwenvlKv kv;
+    const unsigned int *slots;  // [m]: page · 64 + offset
+};
+
+enum QwenvlSourceKind {
+    QWENVL_AWQ4 = 0,
+    QWENVL_GPTQ4 = 1,
+    QWENVL_GPTQ8 = 2,
+    QWENVL_BF16 = 3,
+    QWENVL_F16 = 4,
+    QWENVL_F32 = 5,
+};
+
+struct QwenvlSource {
+    const void *codes;   // as in the checkpoint; for 16- and 32-bit weights [n, k]
+    const void *zeros;   // packed zero points
+    const void *scales;  // f16 [k / 128, n]
+    unsigned int n;      // outputs of this part
+};
+
+struct QwenvlRepack {
+    struct QwenvlSource sources[3];
+    void *out;
+    unsigned int n_sources;
+    unsigned int n, k;  // of all parts together
+    unsigned int half;
+    unsigned int kind;         // of the sources
+    unsigned int zero_offset;  // added to stored zero points: 0 for AWQ, 1 for GPTQ
+};
+
+// A query tile of one head (or of the query heads of one key head) of one sequence.
+struct QwenvlAttentionTile {
+    unsigned int sequence;
+    unsigned int head;
+    unsigned int first_row;
+};
+
+struct QwenvlSequence {
+    unsigned int first;   // first row of its queries (and of its keys, where they are rows too)
+    unsigned int rows;    // its queries
+    unsigned int past;    // keys before the first query; prefill and decode only
+    unsigned int pages;   // first entry of its page table
+};
+
+#define QWENVL_FLASH_SHARED_BYTES 61440    // dynamic shared memory of flash_attn
+#define QWENVL_PREFILL_SHARED_BYTES 65536  // of paged_prefill
+
+struct QwenvlAttention {
+    const void *q;    // [rows, ldq]
+    const void *k;    // vision only: [rows, ldq]
+    const void *v;
+    void *out;        // [rows, ldo]
+    const struct QwenvlSequence *sequences;
+    const struct QwenvlAttentionTile *tiles;  // longest first
+    const unsigned int *page_table;
+    struct QwenvlKv kv;
+    unsigned int ldq, ldo;
+    unsigned int n_tiles;
+    unsigned int group;   // query heads of a key head; 1 in the vision tower
+    float scale_log2;     // log2(e) / sqrt(head_dim)
+};
+
+#define QWENVL_DECODE_FOLD 16  // partial results that are joined at a time
+
+struct QwenvlDecodeAttention {
+    const void *q;  // [n_seqs, ldq]
+    void *out;      // [n_seqs, ldo]
+    float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
+    const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
+    const unsigned int *page_table;
+    float *partials;         // [n_seqs, kv_heads, max_chunks + max_supers, group, head_dim + 2]
+    unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
+    struct QwenvlKv kv;
+    unsigned int group;  // query heads of a key head, at most 8
+    unsigned int ldq, ldo;
+    unsigned int max_chunks;  // of the longest context; max_supers = ceil(max_chunks / QWENVL_DECODE_FOLD)
+    float scale_log2;
+};
+
+struct QwenvlNorm {
+    const float *x;  // [rows, cols]
+    const float *weight;
+    const float *bias;                // layer_norm only
+    const unsigned int *row_index;    // rows of x to take, or null for all in order
+    void *out;                        // [rows, cols]
+    unsigned int rows, cols;
+    float eps;
+};
+
+struct QwenvlEmbed {
+    const void *table;  // [vocab, cols]
+    const unsigned int *tokens;
+    const void *visual;  // [visual rows, cols]
+    const unsigned int *visual_index;
+    float *out;  // [rows, cols]
+    unsigned int rows, cols, vocab;
+    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16 or QWENVL_F32
+};
+
+struct QwenvlPointwise {
+    const void *x;
+    const void *y;  // up of swiglu, residual of add
+    void *out;
+    unsigned int rows, cols;
+    unsigned int op;  // QWENVL_STORE_F32 gathers, ..., as the epilogues
+    struct QwenvlRope rope;
+    struct QwenvlKv kv;
+    const unsigned int *index;  // rows of a gather; slots of a KV write
+    unsigned int n_rotated, head_dim;
+};
+
+// One temporal slice of a picture.
+struct QwenvlFrames {
+    const unsigned char *frames[2];  // RGB, rows of 3 · width bytes
+    unsigned int first_patch;        // among those of the call
+    unsigned int grid_h, grid_w;     // patches
+};
+
+struct QwenvlPatchify {
+    const struct QwenvlFrames *slices;
+    const float *table;  // [3, 256]: the normalised value of each byte
+    void *out;           // [patches, 3 · 2 · patch · patch]
+    unsigned int n_slices;
+    unsigned int first_row, rows;  // patches of the call to write; out starts at the first
+    unsigned int patch, merge;
+};
+
+struct QwenvlSampleRow {
+    unsigned int seed[2];
+    unsigned int position[2];
+    float temperature;  // 0: the largest
+    float top_p;
+    float repetition_penalty;
+    unsigned int top_k;
+};
+
+struct QwenvlSample {
+    const float *logits;  // [rows, vocab]
+    float *scores;        // [rows, vocab], scratch
+    const unsigned int *history;         // [rows, ceil(vocab / 32)] bits of ids that occurred
+    const struct QwenvlSampleRow *params;
+    unsigned int *tokens;                // [rows]; 0xffffffff if the logits are unusable
+    unsigned int rows, vocab, history_words;
+};
+
+#endif

@@ -1,0 +1,92 @@
+// What kernels share: element types, reductions in a fixed order, pointwise functions.
+#pragma once
+
+#include "abi.h"
+#include "ptx.cuh"
+
+constexpr u32 THREADS = 256; // of a block, unless a kernel says otherwise
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// The 16-bit element types. `MAGIC | q` is a number whose last bits are q, `NEGATIVE | z` is what takes it to q − z.
+struct BF16 {
+    static constexpr u32 MAGIC = 0x43004300u;    // 128
+    static constexpr u32 NEGATIVE = 0xC300C300u; // −128
+    static constexpr u32 ONE = 0x3F803F80u;
+    static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_bf16(low, high); }
+    static __device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
+    static __device__ __forceinline__ float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+    // Exact where the sum is: no bf16 addition before sm_90.
+    static __device__ __forceinline__ u32 add(u32 x, u32 y) { return ptx::fma_bf16x2(x, ONE, y); }
+    static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        ptx::mma_bf16(d, a, b0, b1);
+    }
+    // Two 8-bit codes q, in the low bytes of the halves, to q − 128. Seven bits of mantissa hold the low bits only.
+    static __device__ __forceinline__ u32 byte_minus_128(u32 x) {
+        return add(x & 0x007f007fu | MAGIC, x & 0x00800080u ^ 0xC380C380u);
+    }
+};
+
+struct F16 {
+    static constexpr u32 MAGIC = 0x64006400u;    // 1024
+    static constexpr u32 NEGATIVE = 0xE400E400u; // −1024
+    static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_f16(low, high); }
+    static __device__ __forceinline__ float low(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x)); }
+    static __device__ __forceinline__ float high(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x >> 16)); }
+    static __device__ __forceinline__ u32 add(u32 x, u32 y) { return ptx::add_f16x2(x, y); }
+    static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        ptx::mma_f16(d, a, b0, b1);
+    }
+    static __device__ __forceinline__ u32 byte_minus_128(u32 x) { return add(x | MAGIC, 0xE480E480u); }
+};
+
+template <class T> __device__ __forceinline__ u16 to_16bit(float x) { return static_cast<u16>(T::pack(x, 0.0f)); }
+template <class T> __device__ __forceinline__ float to_float(u16 x) { return T::low(x); }
+
+// z · sigmoid(scale · z)
+__device__ __forceinline__ float gated(float z, float scale) {
+    return z * ptx::reciprocal(1.0f + ptx::exp2(z * (-scale * LOG2_E)));
+}
+// z · Φ(z)
+__device__ __forceinline__ float gelu(float z) { return z * 0.5f * (1.0f + erff(z * 0.70710678118654752f)); }
+
+// The sum over a warp, in every lane: a butterfly, so that each lane adds in the same order.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    }
+    return x;
+}
+// The sum over 256 threads, in every thread. `scratch` has 8 floats that nothing else uses.
+__device__ __forceinline__ float block_sum(float x, float *scratch) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        scratch[threadIdx.x / 32] = x;
+    }
+    __syncthreads();
+    float sum = scratch[0];
+#pragma unroll
+    for (int warp = 1; warp < 8; warp++) {
+        sum += scratch[warp];
+    }
+    return sum;
+}
+
+struct Turn {
+    float cos, sin;
+};
+// The angle of pair `pair` for row `row`.
+__device__ __forceinline__ Turn turn(const QwenvlRope &rope, u32 row, u32 pair) {
+    u32 axis = pair < rope.axis_end[0] ? 0 : pair < rope.axis_end[1] ? 1 : 2;
+    u32 start = axis == 0 || !rope.restart ? 0 : axis == 1 ? rope.axis_end[0] : rope.axis_end[1];
+    u32 position = rope.positions[row * rope.axes + axis];
+    float2 angle = reinterpret_cast<const float2 *>(rope.angles)[position * rope.columns + (pair - start)];
+    return {angle.x, angle.y};
+}
+
+// Where channel 0 of a token's key (or value) lies.
+__device__ __forceinline__ u64 kv_at(const QwenvlKv &kv, u32 page, bool value, u32 head, u32 offset) {
+    u32 row = ((value ? kv.kv_heads : 0) + head) * QWENVL_PAGE_TOKENS + offset;
+    return page * kv.page_stride + static_cast<u64>(row) * kv.head_dim;
+}
