@@ -134,11 +134,12 @@ struct QwenvlDecodeAttention {
 };
 
 struct QwenvlNorm {
-    const float *x;  // [rows, cols]
+    const float *x;  // [·, cols]
     const float *weight;
-    const float *bias;                // layer_norm only
-    const unsigned int *row_index;    // rows of x to take, or null for all in order
-    void *out;                        // [rows, cols]
+    const float *bias;              // layer_norm only
+    const unsigned int *row_index;  // rows of x to take, or null for all in order
+    void *out;                      // [rows, cols]
+    float *sums;                    // rms_norm only: [rows, cols / 128], of the rounded outputs of each group; or null
     unsigned int rows, cols;
     float eps;
 };
@@ -153,32 +154,47 @@ struct QwenvlEmbed {
     unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16 or QWENVL_F32
 };
 
+// Rows by index, activations, sums.
 struct QwenvlPointwise {
-    const void *x;
-    const void *y;  // up of swiglu, residual of add
-    void *out;
+    const void *x;  // [rows, cols]
+    const void *y;  // up of swiglu, residual of add; of select_rows the indices
+    void *out;      // [rows, cols]
     unsigned int rows, cols;
-    unsigned int op;  // QWENVL_STORE_F32 gathers, ..., as the epilogues
-    struct QwenvlRope rope;
-    struct QwenvlKv kv;
-    const unsigned int *index;  // rows of a gather; slots of a KV write
-    unsigned int n_rotated, head_dim;
 };
+
+// The unfused rotation and KV write.
+struct QwenvlRotate {
+    const void *x;  // [rows, cols]
+    void *out;      // may be x
+    unsigned int rows, cols;
+    unsigned int n_rotated;  // columns in front that are turned; the rest are copied
+    unsigned int head_dim;
+    struct QwenvlRope rope;
+};
+
+struct QwenvlKvWrite {
+    const void *k, *v;          // [rows, kv_heads · head_dim]
+    const unsigned int *slots;  // [rows]: page · 64 + offset, or QWENVL_NO_SLOT
+    struct QwenvlKv kv;
+    unsigned int rows;
+};
+
+#define QWENVL_PATCH 14  // pixels of a side of a patch
+#define QWENVL_MERGE 2   // patches of a side of a visual token
 
 // One temporal slice of a picture.
 struct QwenvlFrames {
-    const unsigned char *frames[2];  // RGB, rows of 3 · width bytes
+    const unsigned char *frames[2];  // RGB, rows of 3 · width bytes; a picture names its frame twice
     unsigned int first_patch;        // among those of the call
     unsigned int grid_h, grid_w;     // patches
 };
 
 struct QwenvlPatchify {
-    const struct QwenvlFrames *slices;
-    const float *table;  // [3, 256]: the normalised value of each byte
-    void *out;           // [patches, 3 · 2 · patch · patch]
+    const struct QwenvlFrames *slices;  // ascending by first_patch
+    const float *table;                 // [3, 256]: the normalised value of each byte
+    void *out;                          // [rows, 1176]
     unsigned int n_slices;
-    unsigned int first_row, rows;  // patches of the call to write; out starts at the first
-    unsigned int patch, merge;
+    unsigned int first_row, rows;  // patches of the call to write; multiples of 4
 };
 
 struct QwenvlSampleRow {
