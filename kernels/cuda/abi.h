@@ -198,20 +198,25 @@ struct QwenvlPatchify {
 };
 
 struct QwenvlSampleRow {
-    unsigned int seed[2];
-    unsigned int position[2];
-    float temperature;  // 0: the largest
-    float top_p;
-    float repetition_penalty;
-    unsigned int top_k;
+    unsigned int seed[2];      // low word first
+    unsigned int position[2];  // of the new token in its sequence, low word first
+    float temperature;         // 0: the largest
+    float top_p;               // 1: all
+    float repetition_penalty;  // 1: none
+    unsigned int top_k;        // 0: all
 };
 
+#define QWENVL_SAMPLE_SLICE 4096  // logits of one block of argmax
+#define QWENVL_NO_TOKEN 0xffffffffu
+
 struct QwenvlSample {
-    const float *logits;  // [rows, vocab]
-    float *scores;        // [rows, vocab], scratch
-    const unsigned int *history;         // [rows, ceil(vocab / 32)] bits of ids that occurred
+    const float *logits;    // [rows, vocab]
+    float *scores;          // [rows, vocab], scratch
+    unsigned int *history;  // [rows, history_words]: bits of the ids that occurred; the new one is added
     const struct QwenvlSampleRow *params;
-    unsigned int *tokens;                // [rows]; 0xffffffff if the logits are unusable
+    unsigned int *tokens;      // [rows]; QWENVL_NO_TOKEN if the logits are unusable
+    unsigned long long *best;  // [rows, slices + 1], scratch; slices = ceil(vocab / QWENVL_SAMPLE_SLICE)
+    unsigned int *arrivals;    // [rows], zero before and after
     unsigned int rows, vocab, history_words;
 };
 
