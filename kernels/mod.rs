@@ -1,6 +1,8 @@
 //! Kernels: leaves that know slices and shapes, not requests, plans or files.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use std::ops::Range;
 

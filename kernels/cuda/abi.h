@@ -98,9 +98,6 @@ struct QwenvlSequence {
     unsigned int pages;   // first entry of its page table
 };
 
-#define QWENVL_FLASH_SHARED_BYTES 61440    // dynamic shared memory of flash_attn
-#define QWENVL_PREFILL_SHARED_BYTES 65536  // of paged_prefill
-
 struct QwenvlAttention {
     const void *q;    // [rows, ldq]
     const void *k;    // vision only: [rows, ldq]
@@ -124,7 +121,7 @@ struct QwenvlDecodeAttention {
     float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
-    float *partials;         // [n_seqs, kv_heads, max_chunks + max_supers, group, head_dim + 2]
+    float *partials;         // [n_seqs, kv_heads, max_chunks, group · (head_dim + 2)]
     unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
     struct QwenvlKv kv;
     unsigned int group;  // query heads of a key head, at most 8

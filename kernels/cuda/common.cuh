@@ -20,9 +20,9 @@ struct BF16 {
     static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         ptx::mma_bf16(d, a, b0, b1);
     }
-    // Two 8-bit codes q, in the low bytes of the halves, to q − 128. Seven bits of mantissa hold the low bits only.
+    // Two 8-bit codes q, in the even bytes, to q − 128; odd bytes are ignored. Seven bits of mantissa hold the low bits only.
     static __device__ __forceinline__ u32 byte_minus_128(u32 x) {
-        return add(x & 0x007f007fu | MAGIC, x & 0x00800080u ^ 0xC380C380u);
+        return add(ptx::and_or(x, 0x007f007fu, MAGIC), ptx::and_xor(x, 0x00800080u, 0xC380C380u));
     }
 };
 
@@ -36,7 +36,9 @@ struct F16 {
     static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         ptx::mma_f16(d, a, b0, b1);
     }
-    static __device__ __forceinline__ u32 byte_minus_128(u32 x) { return add(x | MAGIC, 0xE480E480u); }
+    static __device__ __forceinline__ u32 byte_minus_128(u32 x) {
+        return add(ptx::and_or(x, 0x00ff00ffu, MAGIC), 0xE480E480u);
+    }
 };
 
 template <class T> __device__ __forceinline__ u16 to_16bit(float x) { return static_cast<u16>(T::pack(x, 0.0f)); }

@@ -26,7 +26,6 @@ constexpr u32 SHARED_BYTES = V_AT + 2 * TILE_BYTES;
 // k16 steps whose queries stay in registers; those of the other three are read again for every tile, as all five
 // would spill.
 constexpr int HELD = 2;
-static_assert(SHARED_BYTES == QWENVL_FLASH_SHARED_BYTES);
 
 // Copies the head's channels of ROWS rows; rows at or above `valid` become zero.
 template <u32 ROWS> __device__ __forceinline__ void copy_rows(u32 to, const u16 *from, u32 ld, u32 valid) {
@@ -208,3 +207,5 @@ extern "C" __global__ __launch_bounds__(128, 2) void flash_attn_bf16(const __gri
 extern "C" __global__ __launch_bounds__(128, 2) void flash_attn_f16(const __grid_constant__ QwenvlAttention p) {
     flash_attn<F16>(p, blockIdx.x, shared_memory);
 }
+CONFIG(flash_attn_bf16, SHARED_BYTES, QUERIES);
+CONFIG(flash_attn_f16, SHARED_BYTES, QUERIES);

@@ -7,9 +7,9 @@
 // order   chunks of 256 (or 128) tokens at absolute positions, a quarter to each warp: one maximum and one sum per
 //         warp, k16 steps ascending; then three joins of up to 16 parts, each by the largest maximum and sums in
 //         order: warps of a chunk, chunks, groups of 16 chunks. Set by the sequence's own length alone
-// launch  grid = (n_seqs · kv_heads, chunks of the longest context, or of the plan's bucket); block = 128. Lengths
-//         and pages come from device memory; blocks beyond a sequence's length end at once. 66 (34) KiB dynamic
-//         shared memory: 2 (4) blocks per SM
+// launch  grid = (n_seqs · kv_heads, any number): a block takes every gridDim.y-th chunk, so that the grid need not
+//         know the lengths; block = 128. Lengths and pages come from device memory. 66 (34) KiB dynamic shared
+//         memory: 2 (4) blocks per SM, and as many fill the grid
 // needs   head_dim 128, pages of 64 tokens, up to 8 query heads per key head; the new token's key and value are in
 //         their page; slots beyond the length are never read
 // bytes   2·128·2 per token and key head; bound by bandwidth
@@ -58,8 +58,7 @@ template <class Max, class Get> __device__ __forceinline__ Part join(u32 count, 
 
 // A part in the workspace: `group` heads of 128 floats, then their maxima and sums in pairs.
 __device__ __forceinline__ float *slot(const QwenvlDecodeAttention &p, u32 pair, u32 index) {
-    u32 supers = (p.max_chunks + FOLD - 1) / FOLD;
-    return p.partials + (static_cast<u64>(pair) * (p.max_chunks + supers) + index) * p.group * (HEAD + 2);
+    return p.partials + (static_cast<u64>(pair) * p.max_chunks + index) * p.group * (HEAD + 2);
 }
 __device__ __forceinline__ void store(float *to, u32 group, u32 head, const Part &part) {
     u32 lane = threadIdx.x % 32;
@@ -68,10 +67,11 @@ __device__ __forceinline__ void store(float *to, u32 group, u32 head, const Part
         reinterpret_cast<float2 *>(to + group * HEAD)[head] = make_float2(part.max, part.sum);
     }
 }
-// Past L1: other blocks have written the slots.
-__device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 count, u32 head) {
+// Joins every `step`-th slot. Past L1: other blocks have written them.
+__device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 step, u32 count,
+                                           u32 head) {
     const float *from = slot(p, pair, first);
-    const u32 stride = p.group * (HEAD + 2), lane = threadIdx.x % 32;
+    const u32 stride = step * p.group * (HEAD + 2), lane = threadIdx.x % 32;
     auto pairs = [&](u32 i) { return reinterpret_cast<const float2 *>(from + i * stride + p.group * HEAD) + head; };
     return join(
         count, [&](u32 i) { return __ldcg(pairs(i)).x; },
@@ -112,29 +112,20 @@ __device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, u32 seque
     }
 }
 
-// Chunk `chunk` of `4 · 16 · STEPS` tokens of one sequence and key head.
+// One chunk of `64 · STEPS` tokens of a sequence and key head.
 template <class T, int STEPS>
-__device__ __forceinline__ void paged_attn(const QwenvlDecodeAttention &p, u32 sequence, u32 kv_head, u32 chunk, char *memory) {
+__device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, u32 sequence, u32 kv_head, u32 chunk, u32 pages,
+                                       u32 length, char *memory) {
     constexpr u32 WARP_TOKENS = 16 * STEPS, CHUNK = 4 * WARP_TOKENS;
-    const QwenvlSequence s = p.sequences[sequence];
-    const u32 length = s.past + s.rows, chunks = (length + CHUNK - 1) / CHUNK;
+    const u32 chunks = (length + CHUNK - 1) / CHUNK;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = p.group;
-    if (chunk >= max(chunks, 1)) {
-        return;
-    }
-    if (length == 0) { // no sequence: zeros, so that what reads whole batches reads numbers
-        for (u32 head = warp; head < group; head += 4) {
-            finish<T>(p, sequence, kv_head, head, {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}});
-        }
-        return;
-    }
     // Shared memory: the queries [8, 128], then a ring for each warp, in the end its part of the result.
     const u32 q_at = ptx::shared_address(memory);
     const u32 ring = q_at + MAX_GROUP * ROW_BYTES + warp * STEPS * STEP_BYTES;
     char *own = memory + MAX_GROUP * ROW_BYTES + warp * STEPS * STEP_BYTES;
 
     const u32 first = chunk * CHUNK + warp * WARP_TOKENS;
-    const u32 page = p.page_table[s.pages + min(first, length - 1) / KEYS];
+    const u32 page = p.page_table[pages + min(first, length - 1) / KEYS];
     const u16 *keys = static_cast<const u16 *>(p.kv.pages) +
                       (page * p.kv.page_stride + (kv_head * KEYS + first % KEYS) * HEAD + lane * 8);
     const u16 *values = keys + p.kv.kv_heads * (KEYS * HEAD);
@@ -293,28 +284,47 @@ __device__ __forceinline__ void paged_attn(const QwenvlDecodeAttention &p, u32 s
         return;
     }
     for (u32 head = warp; head < group; head += 4) {
-        Part all = join_slots(p, pair, super * FOLD, in_super, head);
+        Part all = join_slots(p, pair, super * FOLD, 1, in_super, head);
         if (supers == 1) {
             finish<T>(p, sequence, kv_head, head, all);
         } else {
-            store(slot(p, pair, p.max_chunks + super), group, head, all);
+            // In place of the first of them: nobody else reads this head of it.
+            store(slot(p, pair, super * FOLD), group, head, all);
         }
     }
     if (supers == 1 || !is_last(arrivals + max_supers, supers, flag)) {
         return;
     }
     for (u32 head = warp; head < group; head += 4) {
-        finish<T>(p, sequence, kv_head, head, join_slots(p, pair, p.max_chunks, supers, head));
+        finish<T>(p, sequence, kv_head, head, join_slots(p, pair, 0, FOLD, supers, head));
+    }
+}
+
+template <class T, int STEPS>
+__device__ __forceinline__ void paged_attn(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 stride, char *memory) {
+    constexpr u32 CHUNK = 64 * STEPS;
+    const u32 sequence = pair / p.kv.kv_heads, kv_head = pair % p.kv.kv_heads;
+    const QwenvlSequence s = p.sequences[sequence];
+    const u32 length = s.past + s.rows;
+    if (length == 0 && first == 0) { // no sequence: zeros, so that what reads whole batches reads numbers
+        for (u32 head = threadIdx.x / 32; head < p.group; head += 4) {
+            finish<T>(p, sequence, kv_head, head, {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}});
+        }
+    }
+    for (u32 chunk = first; chunk * CHUNK < length; chunk += stride) {
+        attend<T, STEPS>(p, sequence, kv_head, chunk, s.pages, length, memory);
+        __syncthreads(); // shared memory is free again
     }
 }
 
 extern __shared__ __align__(128) char shared_memory[];
 
 #define PAGED_ATTN(name, T, STEPS)                                                                                     \
-    extern "C" __global__ __launch_bounds__(128) void name(const __grid_constant__ QwenvlDecodeAttention p) {          \
-        paged_attn<T, STEPS>(p, blockIdx.x / p.kv.kv_heads, blockIdx.x % p.kv.kv_heads, blockIdx.y, shared_memory);    \
-    }
-PAGED_ATTN(paged_attn_256_bf16, BF16, 4)
-PAGED_ATTN(paged_attn_256_f16, F16, 4)
-PAGED_ATTN(paged_attn_128_bf16, BF16, 2)
-PAGED_ATTN(paged_attn_128_f16, F16, 2)
+    extern "C" __global__ __launch_bounds__(128, 4) void name(const __grid_constant__ QwenvlDecodeAttention p) {       \
+        paged_attn<T, STEPS>(p, blockIdx.x, blockIdx.y, gridDim.y, shared_memory);                                     \
+    }                                                                                                                  \
+    CONFIG(name, MAX_GROUP * ROW_BYTES + 4 * STEPS * STEP_BYTES, 64 * STEPS)
+PAGED_ATTN(paged_attn_256_bf16, BF16, 4);
+PAGED_ATTN(paged_attn_256_f16, F16, 4);
+PAGED_ATTN(paged_attn_128_bf16, BF16, 2);
+PAGED_ATTN(paged_attn_128_f16, F16, 2);

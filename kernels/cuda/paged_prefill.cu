@@ -24,7 +24,8 @@ constexpr u32 ROW_BYTES = 2 * HEAD;
 constexpr u32 ROWS = 128;
 constexpr u32 K_AT = ROWS * ROW_BYTES;
 constexpr u32 V_AT = K_AT + KEYS * ROW_BYTES;
-static_assert(V_AT + KEYS * ROW_BYTES == QWENVL_PREFILL_SHARED_BYTES && KEYS == QWENVL_PAGE_TOKENS);
+constexpr u32 SHARED_BYTES = V_AT + KEYS * ROW_BYTES;
+static_assert(KEYS == QWENVL_PAGE_TOKENS);
 
 // The thread's share of a page's keys (or values): chunk threadIdx.x % 16 of every eighth row from threadIdx.x / 16 on.
 // Rows become zero from the thread's `valid`-th on.
@@ -213,3 +214,5 @@ extern "C" __global__ __launch_bounds__(128, 2) void paged_prefill_bf16(const __
 extern "C" __global__ __launch_bounds__(128, 2) void paged_prefill_f16(const __grid_constant__ QwenvlAttention p) {
     paged_prefill<F16>(p, blockIdx.x, shared_memory);
 }
+CONFIG(paged_prefill_bf16, SHARED_BYTES, ROWS);
+CONFIG(paged_prefill_f16, SHARED_BYTES, ROWS);

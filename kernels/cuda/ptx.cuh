@@ -10,6 +10,9 @@ namespace ptx {
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
+// No instruction: the compiler moves no memory access across.
+__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
+
 // A cache policy for data that is read once.
 __device__ __forceinline__ u64 evict_first() {
     u64 policy;
@@ -62,6 +65,19 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const u32 (&a)[4], u32 b0
         "{%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// (x & y) | z in one instruction: left to itself the compiler makes two of it when y and z are constants.
+__device__ __forceinline__ u32 and_or(u32 x, u32 y, u32 z) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+    return d;
+}
+// (x & y) ^ z
+__device__ __forceinline__ u32 and_xor(u32 x, u32 y, u32 z) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(d) : "r"(x), "r"(y), "r"(z));
+    return d;
 }
 
 __device__ __forceinline__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {

@@ -243,7 +243,7 @@ __device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 lim
     return at;
 }
 
-extern "C" __global__ __launch_bounds__(SAMPLE_THREADS) void sample(const __grid_constant__ QwenvlSample p) {
+extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __grid_constant__ QwenvlSample p) {
     __shared__ Shared s;
     const u32 row_index = blockIdx.x, slices = (p.vocab + SLICE - 1) / SLICE;
     const u64 best = p.best[static_cast<u64>(row_index) * (slices + 1) + slices];

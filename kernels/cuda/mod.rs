@@ -1,0 +1,321 @@
+//! Kernels for CUDA GPUs: images with machine code, and a typed launcher beside each `.cu`.
+//!
+//! Launchers take device addresses, shapes and a stream; they know no plan, request or file. All are `unsafe`: the
+//! shapes are checked, the memory behind an address cannot be.
+
+pub mod attention;
+pub mod linear;
+pub mod norm;
+pub mod pointwise;
+pub mod sample;
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+/// Parameter structs of the kernels, from `abi.h`.
+#[allow(missing_docs, non_camel_case_types, non_upper_case_globals, non_snake_case, dead_code)]
+#[allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
+pub mod abi {
+    include!(concat!(env!("OUT_DIR"), "/abi.rs"));
+}
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The kernels of one `.cu`.
+#[derive(Debug)]
+pub struct Image {
+    /// Stem of the file.
+    pub name: &'static str,
+    /// Fatbin: a cubin for each of [`ARCHS`], and PTX for compute_80.
+    pub bytes: &'static [u8],
+    /// What the assembler says of each kernel on each architecture.
+    pub resources: &'static [Resources],
+}
+
+/// What a kernel takes on one architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// The entry point.
+    pub kernel: &'static str,
+    /// 80 for sm_80.
+    pub arch: u32,
+    /// Of a thread.
+    pub registers: u32,
+    /// Bytes stored and loaded by spills, in the code.
+    pub spilled_bytes: u32,
+    /// Static shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// An address on the device.
+pub type Address = u64;
+
+/// A 16-bit type of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Half {
+    /// bfloat16.
+    BF16,
+    /// IEEE 754 binary16.
+    F16,
+}
+
+impl Half {
+    /// As in the names of kernels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Half::BF16 => "bf16",
+            Half::F16 => "f16",
+        }
+    }
+}
+
+/// Why a kernel could not be loaded or launched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The driver said no.
+    #[error("{what}: {source}")]
+    Driver {
+        /// What was tried.
+        what: String,
+        /// The driver's error.
+        source: DriverError,
+    },
+    /// The driver or the device is not one that this build runs on.
+    #[error("{what}: {help}")]
+    Unsupported {
+        /// What was found.
+        what: String,
+        /// What is needed.
+        help: String,
+    },
+    /// Sizes that the kernel does not take.
+    #[error("{kernel}: {what}")]
+    Shape {
+        /// The kernel.
+        kernel: &'static str,
+        /// Which rule is broken.
+        what: String,
+    },
+}
+
+/// The result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn driver<T>(what: impl Into<String>, result: std::result::Result<T, DriverError>) -> Result<T> {
+    result.map_err(|source| Error::Driver { what: what.into(), source })
+}
+
+/// Fails with [`Error::Shape`] unless `holds`.
+fn check(kernel: &'static str, holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::Shape { kernel, what: what() }) }
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory of a block, and the rows it works on, where the kernel's file says so.
+    config: [u32; 2],
+}
+
+/// The kernels, loaded on one device.
+pub struct Kernels {
+    context: Arc<CudaContext>,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+    sm_count: u32,
+}
+
+// SAFETY: module and function handles belong to a context, not to a thread; the driver's calls on them are thread-safe.
+unsafe impl Send for Kernels {}
+// SAFETY: as above; nothing is changed after loading.
+unsafe impl Sync for Kernels {}
+
+/// The lowest driver, as the CUDA version it reports, for cubins: minor versions of one major are compatible.
+pub const DRIVER_FLOOR: (u32, u32) = (NVCC.0, 0);
+/// The lowest for architectures without a cubin: the PTX is as new as the compiler.
+pub const DRIVER_FLOOR_PTX: (u32, u32) = NVCC;
+
+impl Kernels {
+    /// Loads every image.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a device below compute capability 8.0 or a driver older than the compiler,
+    /// [`Error::Driver`] for what the driver refuses.
+    pub fn load(context: &Arc<CudaContext>) -> Result<Kernels> {
+        driver("making the context current", context.bind_to_thread())?;
+        let capability = driver("asking for the compute capability", context.compute_capability())?;
+        let arch = (capability.0 * 10 + capability.1) as u32;
+        if arch < 80 {
+            return Err(Error::Unsupported {
+                what: format!("a device of compute capability {}.{}", capability.0, capability.1),
+                help: "the kernels need 8.0 (Ampere) or newer".into(),
+            });
+        }
+        let version = driver_version()?;
+        let has_cubin = ARCHS.contains(&arch);
+        let floor = if has_cubin { DRIVER_FLOOR } else { DRIVER_FLOOR_PTX };
+        if version < floor {
+            return Err(Error::Unsupported {
+                what: format!("a driver for CUDA {}.{}", version.0, version.1),
+                help: format!(
+                    "this build's kernels for sm_{arch} need CUDA {}.{} (driver {}): update the driver, or build \
+                     with nvcc {}",
+                    floor.0,
+                    floor.1,
+                    linux_driver(floor),
+                    version.0
+                ),
+            });
+        }
+        let sm_count = driver(
+            "asking for the multiprocessors",
+            context.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+        )? as u32;
+        let mut kernels =
+            Kernels { context: context.clone(), modules: Vec::new(), functions: HashMap::new(), sm_count };
+        for image in IMAGES {
+            kernels.load_image(image)?;
+        }
+        Ok(kernels)
+    }
+
+    fn load_image(&mut self, image: &Image) -> Result<()> {
+        // SAFETY: the image is a whole fatbin, made by the build, and static.
+        let module = driver(format!("loading {}", image.name), unsafe {
+            result::module::load_data(image.bytes.as_ptr().cast())
+        })?;
+        self.modules.push(module);
+        for resources in
+            image.resources.iter().filter(|r| Some(r.arch) == image.resources.first().map(|f| f.arch))
+        {
+            let name = resources.kernel;
+            let c_name = |suffix: &str| CString::new(format!("{name}{suffix}")).expect("a name without NUL");
+            // SAFETY: the module was just loaded.
+            let handle = driver(format!("finding {name}"), unsafe {
+                result::module::get_function(module, c_name(""))
+            })?;
+            // SAFETY: as above.
+            let config = match unsafe { config(module, &c_name("_config")) } {
+                Ok(config) => config,
+                Err(source) => return driver(format!("reading {name}_config"), Err(source)),
+            };
+            if config[0] > 48 << 10 {
+                // SAFETY: the handle is that of a loaded function.
+                driver(format!("{} bytes of shared memory for {name}", config[0]), unsafe {
+                    result::function::set_function_attribute(
+                        handle,
+                        Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        config[0] as i32,
+                    )
+                })?;
+                // SAFETY: as above. A preference, so that several blocks fit: a driver may ignore it.
+                let _ = unsafe {
+                    result::function::set_function_attribute(
+                        handle,
+                        Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                        100,
+                    )
+                };
+            }
+            self.functions.insert(name, Function { handle, config });
+        }
+        Ok(())
+    }
+
+    /// Multiprocessors of the device.
+    pub fn sm_count(&self) -> u32 {
+        self.sm_count
+    }
+
+    /// The context that the kernels are loaded in.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    fn function(&self, name: &str) -> Function {
+        *self.functions.get(name).unwrap_or_else(|| panic!("no kernel {name} in this build"))
+    }
+
+    /// Launches `name` with one parameter struct.
+    ///
+    /// # Safety
+    /// The struct is the kernel's, and what its addresses name is as the kernel needs it until the stream has run it.
+    unsafe fn launch<P>(
+        &self,
+        stream: &CudaStream,
+        name: &str,
+        grid: (u32, u32, u32),
+        block: u32,
+        parameters: &P,
+    ) -> Result<()> {
+        let function = self.function(name);
+        let mut arguments = [(parameters as *const P).cast_mut().cast::<c_void>()];
+        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
+        driver(format!("launching {name}"), unsafe {
+            result::launch_kernel(
+                function.handle,
+                grid,
+                (block, 1, 1),
+                function.config[0],
+                stream.cu_stream(),
+                &mut arguments,
+            )
+        })
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        let modules = ManuallyDrop::new(std::mem::take(&mut self.modules));
+        if self.context.bind_to_thread().is_ok() {
+            for &module in modules.iter() {
+                // SAFETY: loaded by this value, and no launcher is left to use it. Nothing can be done about an error.
+                let _ = unsafe { result::module::unload(module) };
+            }
+        }
+    }
+}
+
+/// The kernel's `[shared bytes, rows]`, zero if it has none.
+///
+/// # Safety
+/// The module is loaded in the current context.
+unsafe fn config(module: sys::CUmodule, name: &CString) -> std::result::Result<[u32; 2], DriverError> {
+    let (mut address, mut bytes) = (0, 0);
+    // SAFETY: the out-parameters are valid, the module is the caller's promise.
+    let found = unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, module, name.as_ptr()) };
+    if found == sys::cudaError_enum::CUDA_ERROR_NOT_FOUND {
+        return Ok([0; 2]);
+    }
+    found.result()?;
+    let mut config = [0u32; 2];
+    assert_eq!(bytes, size_of_val(&config), "{name:?}");
+    // SAFETY: the address and its 8 bytes are those of the module's variable.
+    unsafe { result::memcpy_dtoh_sync(&mut config, address)? };
+    Ok(config)
+}
+
+/// (13, 0) for a driver of CUDA 13.0.
+fn driver_version() -> Result<(u32, u32)> {
+    let mut version = 0;
+    // SAFETY: the out-parameter is valid.
+    driver("asking for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
+    Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// The first Linux driver for a CUDA version, as in the release notes of the toolkits.
+fn linux_driver((major, minor): (u32, u32)) -> &'static str {
+    match (major, minor) {
+        (12, 0..=3) => "525",
+        (12, 4..=5) => "550",
+        (12, 6..=7) => "560",
+        (12, _) => "570",
+        (13, 0) => "580",
+        _ => "of that CUDA version",
+    }
+}
