@@ -121,9 +121,10 @@ struct QwenvlDecodeAttention {
     float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
-    float *partials;         // [n_seqs, kv_heads, max_chunks, group · (head_dim + 2)]
+    float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
     unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
     struct QwenvlKv kv;
+    unsigned int n_seqs;
     unsigned int group;  // query heads of a key head, at most 8
     unsigned int ldq, ldo;
     unsigned int max_chunks;  // of the longest context; max_supers = ceil(max_chunks / QWENVL_DECODE_FOLD)

@@ -205,6 +205,7 @@ impl Kernels {
             arrivals: a.arrivals as *mut u32,
             sums: a.sums.map_or(ptr::null_mut(), |sums| sums as *mut f32),
             kv: a.kv.abi(),
+            n_seqs: a.n_seqs as u32,
             group: (heads.n_heads / heads.n_kv_heads) as u32,
             ldq: (heads.n_heads * 128) as u32,
             ldo: (heads.n_heads * 128) as u32,

@@ -172,6 +172,7 @@ template <class T> __device__ __forceinline__ void flash_attn(const QwenvlAttent
 
     // Through the warp's own rows of the queries' memory, so that rows leave in 16-byte pieces. Only this warp has
     // read them.
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll

@@ -56,29 +56,33 @@ template <class Max, class Get> __device__ __forceinline__ Part join(u32 count, 
     return all;
 }
 
-// A part in the workspace: `group` heads of 128 floats, then their maxima and sums in pairs.
-__device__ __forceinline__ float *slot(const QwenvlDecodeAttention &p, u32 pair, u32 index) {
-    return p.partials + (static_cast<u64>(pair) * p.max_chunks + index) * p.group * (HEAD + 2);
+// Parts in the workspace: the sums of all, 128 floats a head, then maxima and sums of weights in pairs.
+struct Slot {
+    float4 *out;
+    float2 *max_sum;
+};
+__device__ __forceinline__ Slot slot(const QwenvlDecodeAttention &p, u32 pair, u32 index, u32 head) {
+    u64 at = (static_cast<u64>(pair) * p.max_chunks + index) * p.group + head;
+    u64 all = static_cast<u64>(p.n_seqs) * p.kv.kv_heads * p.max_chunks * p.group;
+    return {reinterpret_cast<float4 *>(p.partials + at * HEAD), reinterpret_cast<float2 *>(p.partials + all * HEAD) + at};
 }
-__device__ __forceinline__ void store(float *to, u32 group, u32 head, const Part &part) {
+__device__ __forceinline__ void store(const Slot &to, const Part &part) {
     u32 lane = threadIdx.x % 32;
-    reinterpret_cast<float4 *>(to + head * HEAD)[lane] = part.out;
+    to.out[lane] = part.out;
     if (lane == 0) {
-        reinterpret_cast<float2 *>(to + group * HEAD)[head] = make_float2(part.max, part.sum);
+        *to.max_sum = make_float2(part.max, part.sum);
     }
 }
 // Joins every `step`-th slot. Past L1: other blocks have written them.
 __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 step, u32 count,
                                            u32 head) {
-    const float *from = slot(p, pair, first);
-    const u32 stride = step * p.group * (HEAD + 2), lane = threadIdx.x % 32;
-    auto pairs = [&](u32 i) { return reinterpret_cast<const float2 *>(from + i * stride + p.group * HEAD) + head; };
+    const Slot from = slot(p, pair, first, head);
+    const u32 stride = step * p.group, lane = threadIdx.x % 32;
     return join(
-        count, [&](u32 i) { return __ldcg(pairs(i)).x; },
+        count, [&](u32 i) { return __ldcg(from.max_sum + i * stride).x; },
         [&](u32 i) {
-            float2 max_sum = __ldcg(pairs(i));
-            float4 out = __ldcg(reinterpret_cast<const float4 *>(from + i * stride + head * HEAD) + lane);
-            return Part{max_sum.x, max_sum.y, out};
+            float2 max_sum = __ldcg(from.max_sum + i * stride);
+            return Part{max_sum.x, max_sum.y, __ldcg(from.out + i * stride * (HEAD / 4) + lane)};
         });
 }
 
@@ -272,7 +276,7 @@ __device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, u32 seque
         if (chunks == 1) {
             finish<T>(p, sequence, kv_head, head, all);
         } else {
-            store(slot(p, pair, chunk), group, head, all);
+            store(slot(p, pair, chunk, head), all);
         }
     }
     if (chunks == 1) {
@@ -289,7 +293,7 @@ __device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, u32 seque
             finish<T>(p, sequence, kv_head, head, all);
         } else {
             // In place of the first of them: nobody else reads this head of it.
-            store(slot(p, pair, super * FOLD), group, head, all);
+            store(slot(p, pair, super * FOLD, head), all);
         }
     }
     if (supers == 1 || !is_last(arrivals + max_supers, supers, flag)) {

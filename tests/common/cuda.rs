@@ -39,11 +39,6 @@ impl Rig {
     pub fn filled<T: DeviceRepr + Clone + Default>(&self, value: T, len: usize) -> Buffer<T> {
         self.upload(&vec![value; len])
     }
-
-    /// 16-bit numbers, rounded.
-    pub fn upload_half(&self, half: Half, data: &[f32]) -> Buffer<u16> {
-        self.upload(&encode(half, data))
-    }
 }
 
 /// Device memory.
