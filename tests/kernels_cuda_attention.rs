@@ -305,12 +305,11 @@ fn run_decode(
         chunk_tokens: chunk,
         partials: partials.address(),
         arrivals: arrivals.address(),
-        sums: Some(sums.address()),
     };
     let mut first = Vec::new();
     for _ in 0..2 {
         // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.
-        unsafe { rig.kernels.paged_attention(&rig.stream, &call) }.unwrap();
+        unsafe { rig.kernels.paged_attention_with_sums(&rig.stream, &call, sums.address()) }.unwrap();
         let out = out.read();
         assert!(arrivals.read().iter().all(|&n| n == 0), "counters return to zero");
         assert!(out[members.len() * width..].iter().all(|&x| x == 0), "no sequence, no result");

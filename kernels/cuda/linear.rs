@@ -1,10 +1,84 @@
-//! linear: what linear layers and attention share: rotary angles and the KV cache.
+//! linear: launcher of int4_gemm, int8_gemm and dense_gemm; see `linear.cuh` for what they compute and in which order.
 
 use std::ffi::c_void;
+use std::ptr;
 
+use cudarc::driver::CudaStream;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
+use qwenvl_graph::Activation;
 
-use super::{Address, abi};
+use super::{Address, Half, Kernels, Result, abi, check};
+
+/// Inputs per scale.
+pub const GROUP: usize = 128;
+/// Outputs of a strip.
+pub const STRIP: usize = 256;
+
+/// How weights are stored in records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// 4 bits with zero points.
+    Int4,
+    /// 8 bits with zero point 128.
+    Int8,
+    /// The type of the activations.
+    Dense,
+}
+
+impl WeightKind {
+    const fn kernel(self) -> &'static str {
+        match self {
+            WeightKind::Int4 => "int4_gemm",
+            WeightKind::Int8 => "int8_gemm",
+            WeightKind::Dense => "dense_gemm",
+        }
+    }
+
+    /// Bytes of a record of 128 x 128 weights.
+    pub const fn record_bytes(self) -> usize {
+        match self {
+            WeightKind::Int4 => 8512,
+            WeightKind::Int8 => 16640,
+            WeightKind::Dense => 32768,
+        }
+    }
+
+    /// Bytes of a matrix `[n, k]` in records.
+    pub const fn matrix_bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(128) * k.div_ceil(128) * self.record_bytes()
+    }
+}
+
+/// Which rows of a matrix share the accumulators of a lane; see `linear.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowOrder {
+    /// In order.
+    Plain,
+    /// Row r of each head of `2 · half` rows with row r + half.
+    Paired {
+        /// Half a head; a multiple of 8.
+        half: usize,
+    },
+}
+
+impl RowOrder {
+    pub(super) fn half(self) -> u32 {
+        match self {
+            RowOrder::Plain => 0,
+            RowOrder::Paired { half } => half as u32,
+        }
+    }
+}
+
+/// Which kernel: a promise of the plan for each kind of row. Prompts and generated tokens may differ; for 4- and
+/// 8-bit weights they do not: the bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Regime {
+    /// At most 64 rows, every weight read once from memory.
+    SmallM,
+    /// Any number of rows.
+    Prefill,
+}
 
 /// Where the rotary angles of rows come from: the table, and the positions of each row.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +159,247 @@ impl Kv {
             page_stride: self.page_stride,
             kv_heads: self.heads.n_kv_heads as u32,
             head_dim: self.heads.head_dim as u32,
+        }
+    }
+}
+
+/// What follows the product. `out` is `[m, outputs]`, of the activations' type unless said otherwise.
+#[derive(Clone, Copy, Debug)]
+pub enum Finish {
+    /// Stores in f32.
+    StoreF32,
+    /// Stores.
+    Store,
+    /// A pointwise function.
+    Activate(Activation),
+    /// `out = residual + y`, both f32; they may be the same.
+    AddResidual(Address),
+    /// Gate and up, stacked and paired: `silu(gate) · up`, half as many outputs.
+    SwiGlu,
+    /// q, k, v of the vision tower, paired: rotates the first two thirds.
+    VisionRope(Rope),
+    /// q, k, v, paired: stores q rotated; writes k rotated and v to the slots (page · 64 + offset) of the rows.
+    RopeWriteKv {
+        /// Angles.
+        rope: Rope,
+        /// The layer.
+        kv: Kv,
+        /// `[m]` u32.
+        slots: Address,
+    },
+}
+
+/// `out = finish(x · wᵀ + bias)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// How `w` is stored.
+    pub kind: WeightKind,
+    /// The type of `x`.
+    pub half: Half,
+    /// The kernel.
+    pub regime: Regime,
+    /// `[m, k]`, rows `ldx` elements apart; 16-byte aligned.
+    pub x: Address,
+    /// Elements from a row of `x` to the next; a multiple of 8.
+    pub ldx: usize,
+    /// Records of `[n, k]`, as [`super::repack`] makes them.
+    pub w: Address,
+    /// The order of their rows.
+    pub order: RowOrder,
+    /// `[n]` f32.
+    pub bias: Option<Address>,
+    /// See [`Finish`].
+    pub out: Address,
+    /// Rows.
+    pub m: usize,
+    /// Outputs of all parts.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+    /// Equal runs that the weights are cut into, as [`runs`] gives: part of the numeric contract.
+    pub n_runs: usize,
+    /// What follows.
+    pub finish: Finish,
+    /// [`workspace_bytes`] of any content, then as many zeroed u32 as there are strips.
+    pub workspace: Workspace,
+}
+
+/// Memory that launches on one stream share.
+#[derive(Clone, Copy, Debug)]
+pub struct Workspace {
+    /// Partial sums.
+    pub partials: Address,
+    /// Arrivals: zero before the first launch, and after each.
+    pub arrivals: Address,
+}
+
+/// Runs for a matrix on a device with `sm_count` multiprocessors: one each, if there are that many units of 256 outputs
+/// and 128 inputs.
+pub fn runs(n: usize, k: usize, sm_count: usize) -> usize {
+    sm_count.min(n.div_ceil(STRIP) * k.div_ceil(GROUP))
+}
+
+/// Bytes of partial sums for the small-m kernel with `m` rows.
+pub fn workspace_bytes(m: usize, n_runs: usize) -> usize {
+    2 * n_runs * small_rows(m) * STRIP * 4
+}
+
+/// Rows of the small-m kernel that takes `m`.
+fn small_rows(m: usize) -> usize {
+    m.next_power_of_two().max(8)
+}
+
+impl Kernels {
+    /// Launches a linear layer.
+    ///
+    /// # Errors
+    /// [`super::Error::Shape`] for sizes that the kernel does not take, [`super::Error::Driver`] from the driver.
+    ///
+    /// # Safety
+    /// Addresses name memory of this device, of the sizes and contents that [`Linear`] says, that no other stream
+    /// writes; positions, slots and page ids are in range.
+    pub unsafe fn linear(&self, stream: &CudaStream, l: &Linear) -> Result<()> {
+        let kernel = l.kind.kernel();
+        let limit = if l.regime == Regime::SmallM { 64 } else { usize::MAX };
+        check(kernel, (1..=limit).contains(&l.m), || format!("{} rows, expected 1 to {limit}", l.m))?;
+        check(kernel, l.n > 0 && l.k > 0 && l.k % 8 == 0 && l.ldx % 8 == 0, || {
+            format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", l.n, l.k, l.ldx)
+        })?;
+        check(kernel, l.ldx >= l.k || l.m == 1, || format!("rows of {} elements for {} inputs", l.ldx, l.k))?;
+        check(kernel, l.x % 16 == 0 && l.w % 16 == 0, || "x and w must be 16-byte aligned".into())?;
+        let units = l.n.div_ceil(STRIP) * l.k.div_ceil(GROUP);
+        check(kernel, (1..=units).contains(&l.n_runs) && (units + 1) * l.n_runs < 1 << 32, || {
+            format!("{} runs of {units} units", l.n_runs)
+        })?;
+        let half = l.order.half();
+        let expected = match l.finish {
+            Finish::SwiGlu => l.n as u32 / 2,
+            Finish::VisionRope(rope) | Finish::RopeWriteKv { rope, .. } => rope.pairs.half() as u32,
+            _ => half,
+        };
+        check(kernel, half == expected, || format!("rows paired by {half}, the epilogue needs {expected}"))?;
+        check(kernel, l.n % 8 == 0 && l.out % 16 == 0, || format!("n {} and out must be multiples of 8", l.n))?;
+        check(kernel, half == 0 || (half % 8 == 0 && l.n % (2 * half as usize) == 0), || {
+            format!("{} outputs in heads of 2 · {half}", l.n)
+        })?;
+
+        let mut p = abi::QwenvlLinear {
+            x: l.x as *const c_void,
+            w: l.w as *const c_void,
+            bias: l.bias.map_or(ptr::null(), |b| b as *const f32),
+            out: l.out as *mut c_void,
+            partials: l.workspace.partials as *mut f32,
+            arrivals: l.workspace.arrivals as *mut u32,
+            m: l.m as u32,
+            n: l.n as u32,
+            k: l.k as u32,
+            ldx: l.ldx as u32,
+            ldo: l.n as u32,
+            half,
+            n_runs: l.n_runs as u32,
+            ..Default::default()
+        };
+        p.epilogue = match l.finish {
+            Finish::StoreF32 => abi::QWENVL_STORE_F32,
+            Finish::Store => abi::QWENVL_STORE,
+            Finish::Activate(Activation::QuickGelu) => abi::QWENVL_QUICK_GELU,
+            Finish::Activate(Activation::Gelu) => abi::QWENVL_GELU,
+            Finish::AddResidual(residual) => {
+                p.residual = residual as *const f32;
+                abi::QWENVL_RESIDUAL
+            }
+            Finish::SwiGlu => {
+                p.ldo = p.n / 2;
+                abi::QWENVL_SWIGLU
+            }
+            Finish::VisionRope(rope) => {
+                p.rope = rope.abi();
+                p.n_rotated = p.n / 3 * 2;
+                abi::QWENVL_ROPE
+            }
+            Finish::RopeWriteKv { rope, kv, slots } => {
+                let Heads { n_heads, n_kv_heads, head_dim } = kv.heads;
+                check(kernel, l.n == (n_heads + 2 * n_kv_heads) * head_dim, || {
+                    format!("{} outputs for {n_heads} and twice {n_kv_heads} heads of {head_dim}", l.n)
+                })?;
+                p.rope = rope.abi();
+                p.kv = kv.abi();
+                p.slots = slots as *const u32;
+                p.n_q = (n_heads * head_dim) as u32;
+                p.n_rotated = ((n_heads + n_kv_heads) * head_dim) as u32;
+                p.ldo = p.n_q;
+                abi::QWENVL_ROPE_KV
+            }
+        };
+        let (name, grid) = match l.regime {
+            Regime::SmallM => {
+                let name = format!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m));
+                let most = self.function(&name).config[1] as usize;
+                check(kernel, l.m <= most, || format!("{} rows: at most {most} on this device", l.m))?;
+                (name, l.n_runs as u32)
+            }
+            Regime::Prefill => {
+                let name = format!("{kernel}_{}_prefill", l.half.name());
+                let tiles = l.m.div_ceil(self.function(&name).config[1] as usize) * l.n.div_ceil(STRIP);
+                (name, tiles.min(self.sm_count as usize) as u32)
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(stream, &name, (grid, 1, 1), 256, &p) }
+    }
+}
+
+/// The weight of output `n` and input `l` in the bytes of records: the layout of `linear.cuh` in Rust, for tests and
+/// tools.
+///
+/// # Panics
+/// If there is no such weight.
+pub fn matrix_weight(
+    bytes: &[u8],
+    kind: WeightKind,
+    half: Half,
+    order: RowOrder,
+    k: usize,
+    n: usize,
+    l: usize,
+) -> f64 {
+    let row = match order {
+        RowOrder::Plain => n,
+        RowOrder::Paired { half } => {
+            let (head, channel) = (n / (2 * half), n % (2 * half));
+            let (h, j) = (channel / half, channel % half);
+            (head * (half / 8) + j / 8) * 16 + h * 8 + j % 8
+        }
+    };
+    let at = (row / 128 * k.div_ceil(128) + l / 128) * kind.record_bytes();
+    let record = &bytes[at..at + kind.record_bytes()];
+    let (u, j, h, g) = (row % 128 / 32, row % 32 / 16, row % 16 / 8, row % 8);
+    let (b, t, s, y) = (l % 128 / 32, l % 32 / 8, l % 8 / 4, l % 4);
+    let lane = 4 * g + t;
+    let tail = ((u * 8 + g) * 2 + j) * 2 + h;
+    let scale = |codes: usize| {
+        half::f16::from_le_bytes([record[codes + 2 * tail], record[codes + 2 * tail + 1]]).to_f64()
+    };
+    match kind {
+        WeightKind::Int4 => {
+            let word = ((u * 4 + b) * 32 + lane) * 16 + (2 * s + j) * 4;
+            let nibble = h + 2 * (y / 2) + 4 * (y % 2);
+            let code = record[word + nibble / 2] >> (4 * (nibble % 2)) & 15;
+            let zero = record[8192 + 256 + tail / 2] >> (4 * (tail % 2)) & 15;
+            (f64::from(code) - f64::from(zero)) * scale(8192)
+        }
+        WeightKind::Int8 => {
+            let at = (((u * 4 + b) * 2 + j) * 32 + lane) * 16 + (2 * s + y / 2) * 4 + h + 2 * (y % 2);
+            (f64::from(record[at]) - 128.0) * scale(16384)
+        }
+        WeightKind::Dense => {
+            let vector = ((u * 4 + b) * 2 + s) * 2 + j;
+            let at = (vector * 32 + lane) * 16 + (h + 2 * (y / 2)) * 4 + 2 * (y % 2);
+            let bits = u16::from_le_bytes([record[at], record[at + 1]]);
+            match half {
+                Half::BF16 => half::bf16::from_bits(bits).to_f64(),
+                Half::F16 => half::f16::from_bits(bits).to_f64(),
+            }
         }
     }
 }

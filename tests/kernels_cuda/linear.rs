@@ -1,0 +1,497 @@
+//! repack, int4_gemm, int8_gemm, dense_gemm.
+
+use std::ops::Range;
+
+use qwenvl::kernels::cuda::linear::{
+    self, Finish, Kv, Linear, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+};
+use qwenvl::kernels::cuda::repack::{Format, Source};
+use qwenvl::kernels::cuda::{Half, linear::matrix_weight};
+use qwenvl_graph::op::{Heads, MRope, VisionRope};
+use qwenvl_graph::{Activation, DType};
+
+use crate::common::reference as r;
+use crate::common::rng::Rng;
+use crate::common::tolerance::F32_EPS;
+use crate::gpu::*;
+
+/// A matrix as a checkpoint stores it, and its weights `[n, k]`.
+pub struct Stored {
+    pub format: Format,
+    codes: Vec<u32>,
+    zeros: Vec<u32>,
+    scales: Vec<u16>,
+    pub n: usize,
+    pub k: usize,
+    pub weights: Vec<f64>,
+}
+
+impl Stored {
+    pub fn random(rng: &mut Rng, format: Format, half: Half, n: usize, k: usize) -> Stored {
+        let groups = k / 128;
+        let mut words = |count: usize| (0..count).map(|_| rng.next() as u32).collect::<Vec<u32>>();
+        let awq = |words: &[u32], row: usize, column: usize| {
+            words[row * n / 8 + column / 8] >> (4 * [0, 4, 1, 5, 2, 6, 3, 7][column % 8]) & 15
+        };
+        let (codes, zeros) = match format {
+            Format::Awq4 => (words(k * n / 8), words(groups * n / 8)),
+            Format::Gptq4 { .. } => (words(k / 8 * n), words(groups * n / 8)),
+            Format::Gptq8 => (words(k / 4 * n), Vec::new()),
+            Format::Dense(_) => {
+                let bits = normals(rng, half, n * k);
+                let weights = values(half, &bits);
+                let codes = bytemuck::pod_collect_to_vec(&bits);
+                return Stored { format, codes, zeros: Vec::new(), scales: Vec::new(), n, k, weights };
+            }
+        };
+        let scales: Vec<u16> =
+            (0..groups * n).map(|_| half::f16::from_f32(0.02 + 0.01 * rng.unit()).to_bits()).collect();
+        let mut weights = vec![0.0; n * k];
+        for j in 0..n {
+            for l in 0..k {
+                let g = l / 128;
+                let (code, zero) = match format {
+                    Format::Awq4 => (awq(&codes, l, j), awq(&zeros, g, j)),
+                    Format::Gptq4 { zero_offset } => {
+                        let zero = zeros[g * n / 8 + j / 8] >> (4 * (j % 8)) & 15;
+                        (codes[l / 8 * n + j] >> (4 * (l % 8)) & 15, (zero + zero_offset) & 15)
+                    }
+                    _ => (codes[l / 4 * n + j] >> (8 * (l % 4)) & 255, 128),
+                };
+                let scale = half::f16::from_bits(scales[g * n + j]).to_f64();
+                weights[j * k + l] = (f64::from(code) - f64::from(zero)) * scale;
+            }
+        }
+        Stored { format, codes, zeros, scales, n, k, weights }
+    }
+}
+
+/// Matrices stacked and repacked on the device.
+pub struct Packed {
+    pub records: Buffer,
+    pub kind: WeightKind,
+    pub order: RowOrder,
+    pub n: usize,
+    pub k: usize,
+    pub weights: Vec<f64>,
+}
+
+pub fn pack(half: Half, parts: &[Stored], order: RowOrder) -> Packed {
+    let (format, k) = (parts[0].format, parts[0].k);
+    let n = parts.iter().map(|p| p.n).sum();
+    let kind = format.kind();
+    let records = Buffer::poisoned(kind.matrix_bytes(n, k));
+    let buffers: Vec<[Option<Buffer>; 3]> = parts
+        .iter()
+        .map(|p| {
+            let zeros = (!p.zeros.is_empty()).then(|| Buffer::of(&p.zeros));
+            let scales = (!p.scales.is_empty()).then(|| Buffer::of(&p.scales));
+            [Some(Buffer::of(&p.codes)), zeros, scales]
+        })
+        .collect();
+    let at = |b: &Option<Buffer>| b.as_ref().map_or(0, |b| b.at);
+    let sources: Vec<Source> = parts
+        .iter()
+        .zip(&buffers)
+        .map(|(p, b)| Source { codes: at(&b[0]), zeros: at(&b[1]), scales: at(&b[2]), n: p.n })
+        .collect();
+    let stream = gpu().stream();
+    // SAFETY: buffers are as long as the shapes say and live until the stream is done.
+    unsafe { gpu().kernels.repack(&stream, format, half, &sources, k, order, records.at) }.unwrap();
+    stream.synchronize().unwrap();
+    let weights = parts.iter().flat_map(|p| p.weights.iter().copied()).collect();
+    Packed { records, kind, order, n, k, weights }
+}
+
+const FORMATS: [Format; 3] = [Format::Awq4, Format::Gptq4 { zero_offset: 1 }, Format::Gptq8];
+
+fn dense(half: Half) -> Format {
+    Format::Dense(match half {
+        Half::BF16 => DType::BF16,
+        Half::F16 => DType::F16,
+    })
+}
+
+#[test]
+fn repacking_keeps_every_weight_in_every_format_and_row_order() {
+    let mut rng = Rng(1);
+    for half in HALVES {
+        for format in FORMATS.into_iter().chain([dense(half)]) {
+            for (ns, k, order) in [
+                (vec![128], 128, RowOrder::Plain),
+                (vec![72], 256, RowOrder::Plain),
+                (vec![264, 136], 128, RowOrder::Plain),
+                (vec![256, 128, 128], 256, RowOrder::Paired { half: 64 }),
+                (vec![160, 160, 160], 128, RowOrder::Paired { half: 40 }),
+                (vec![136, 136], 128, RowOrder::Paired { half: 136 }),
+            ] {
+                let parts: Vec<Stored> =
+                    ns.iter().map(|&n| Stored::random(&mut rng, format, half, n, k)).collect();
+                let packed = pack(half, &parts, order);
+                let bytes: Vec<u8> = packed.records.read(&gpu().stream());
+                for n in 0..packed.n {
+                    for l in 0..k {
+                        let found = matrix_weight(&bytes, packed.kind, half, order, k, n, l);
+                        assert_eq!(found, packed.weights[n * k + l], "{format:?} {order:?} [{n}, {l}] of {ns:?}x{k}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a launch needs beside its matrix.
+pub struct Launch<'a> {
+    pub half: Half,
+    pub regime: Regime,
+    pub packed: &'a Packed,
+    pub bias: Option<&'a Buffer>,
+    pub n_runs: usize,
+}
+
+impl Launch<'_> {
+    /// Runs over rows `[m, k]` of `x`.
+    pub fn run(&self, x: &[u16], m: usize, finish: Finish, out: &Buffer) {
+        let Packed { n, k, .. } = *self.packed;
+        assert_eq!(x.len(), m * k);
+        let x = Buffer::of(x);
+        let partials = Buffer::poisoned(linear::workspace_bytes(m.min(64), self.n_runs));
+        let arrivals = Buffer::zeroed(4 * n.div_ceil(256));
+        let stream = gpu().stream();
+        let l = Linear {
+            kind: self.packed.kind,
+            half: self.half,
+            regime: self.regime,
+            x: x.at,
+            ldx: k,
+            w: self.packed.records.at,
+            order: self.packed.order,
+            bias: self.bias.map(|b| b.at),
+            out: out.at,
+            m,
+            n,
+            k,
+            n_runs: self.n_runs,
+            finish,
+            workspace: Workspace { partials: partials.at, arrivals: arrivals.at },
+        };
+        // SAFETY: buffers are as long as the shapes say and live until the stream is done.
+        unsafe { gpu().kernels.linear(&stream, &l) }.unwrap();
+        let left: Vec<u32> = arrivals.read(&stream);
+        assert!(left.iter().all(|a| *a == 0), "arrivals are left: {left:?}");
+    }
+
+    pub fn f32(&self, x: &[u16], m: usize) -> Vec<f32> {
+        let out = Buffer::poisoned(m * self.packed.n * 4);
+        self.run(x, m, Finish::StoreF32, &out);
+        out.read(&gpu().stream())
+    }
+}
+
+/// Bound on the error of the kernel's sum, relative to Σ|x·w|: a truncation for each addition of the longest chain
+/// (tensor cores do not round), and a rounding for each group and run.
+fn bound(k: usize, n_runs: usize) -> f64 {
+    (2.0 * (k as f64 + 8.0) + k.div_ceil(128) as f64 + n_runs as f64) * F32_EPS
+}
+
+#[test]
+fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
+    let mut rng = Rng(2);
+    for half in HALVES {
+        for format in FORMATS.into_iter().chain([dense(half)]) {
+            let sizes: &[(usize, usize, usize)] = match format {
+                // Dense: ragged k as of the patch embedding; not quite one strip; odd records.
+                Format::Dense(_) => &[(80, 152, 2), (384, 1176, 7), (520, 256, 4)],
+                _ => &[(72, 128, 1), (384, 640, 5), (512, 256, 3)],
+            };
+            for &(n, k, n_runs) in sizes {
+                let stored = [Stored::random(&mut rng, format, half, n, k)];
+                let packed = pack(half, &stored, RowOrder::Plain);
+                let x = normals(&mut rng, half, 100 * k);
+                let exact = r::matmul(&values(half, &x), &packed.weights, 100, n, k);
+                for m in [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100] {
+                    for regime in [Regime::SmallM, Regime::Prefill] {
+                        if regime == Regime::SmallM && m > 64 {
+                            continue;
+                        }
+                        let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+                        let y = launch.f32(&x[..m * k], m);
+                        for (at, (found, (sum, size))) in y.iter().zip(&exact).enumerate() {
+                            let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size);
+                            assert!(
+                                error <= bound,
+                                "{format:?} {half:?} {regime:?} {m}x{n}x{k} at {at}: {found} {sum} ({error:e} > {bound:e})"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights() {
+    let mut rng = Rng(3);
+    let (n, k, most) = (640, 896, 100);
+    for half in HALVES {
+        for format in FORMATS.into_iter().chain([dense(half)]) {
+            let stored = [Stored::random(&mut rng, format, half, n, k)];
+            let packed = pack(half, &stored, RowOrder::Plain);
+            let x = normals(&mut rng, half, most * k);
+            for n_runs in [1, 5, 21] {
+                let run = |regime, rows: Range<usize>| {
+                    let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+                    let y = launch.f32(&x[rows.start * k..rows.end * k], rows.len());
+                    y.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+                };
+                let mut alone = Vec::new();
+                for i in 0..33 {
+                    alone.extend(run(Regime::SmallM, i..i + 1));
+                }
+                for m in [2, 7, 8, 9, 16, 17, 31, 32, 33] {
+                    assert_eq!(run(Regime::SmallM, 0..m), alone[..m * n], "{format:?} {half:?} m={m} runs={n_runs}");
+                }
+                let prefill = run(Regime::Prefill, 0..most);
+                for rows in [0..1, 5..22, 30..95] {
+                    let (from, to) = (rows.start * n, rows.end * n);
+                    assert_eq!(run(Regime::Prefill, rows.clone()), prefill[from..to], "{format:?} {half:?} {rows:?}");
+                }
+                if !matches!(format, Format::Dense(_)) {
+                    assert!(prefill[..33 * n] == alone[..], "{format:?} {half:?}: prefill and small m differ");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_rows_of_nan_change_nothing() {
+    let mut rng = Rng(4);
+    let (n, k, m, n_runs) = (256, 256, 9, 2);
+    for format in [Format::Awq4, Format::Gptq8, dense(Half::BF16)] {
+        let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
+        let packed = pack(Half::BF16, &stored, RowOrder::Plain);
+        let x = normals(&mut rng, Half::BF16, m * k);
+        for regime in [Regime::SmallM, Regime::Prefill] {
+            let launch = Launch { half: Half::BF16, regime, packed: &packed, bias: None, n_runs };
+            let clean = launch.f32(&x, m);
+            let mut dirty = x.clone();
+            dirty[3 * k..4 * k].fill(0x7fc0);
+            let y = launch.f32(&dirty, m);
+            for i in (0..m).filter(|i| *i != 3) {
+                assert_eq!(y[i * n..(i + 1) * n], clean[i * n..(i + 1) * n], "{format:?} row {i}");
+            }
+            assert!(y[3 * n..4 * n].iter().all(|v| v.is_nan()));
+        }
+    }
+}
+
+/// Angles `[positions, columns]` of (cos, sin), as f32, and the angles themselves.
+pub fn angle_table(rng: &mut Rng, positions: usize, columns: usize) -> (Vec<f32>, Vec<f64>) {
+    let angles: Vec<f64> = (0..positions * columns).map(|_| f64::from(rng.unit()) * 7.0).collect();
+    (angles.iter().flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect(), angles)
+}
+
+/// `y` rounded to `half` may be off by half a step, and by the error of what was rounded.
+pub fn check_rounded(half: Half, found: u16, exact: f64, error: f64, what: &str) {
+    let (relative, absolute) = rounding(half);
+    let off = (value(half, found) - exact).abs();
+    let bound = relative * (exact.abs() + error) + absolute + error;
+    assert!(off <= bound, "{what}: {} {exact}: {off:e} > {bound:e}", value(half, found));
+}
+
+/// Relative error of the approximate exponential, reciprocal and what follows: a few units in the last place.
+const POINTWISE: f64 = 16.0 * F32_EPS;
+
+#[test]
+fn pointwise_epilogues_match_float64() {
+    let mut rng = Rng(5);
+    let (n, k, n_runs) = (264, 384, 4);
+    for half in HALVES {
+        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
+            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+                let what = format!("{format:?} {half:?} {regime:?}");
+                let stored = [Stored::random(&mut rng, format, half, n, k)];
+                let packed = pack(half, &stored, RowOrder::Plain);
+                let bias = rng.normals(n);
+                let bias_at = Buffer::of(&bias);
+                let launch = Launch { half, regime, packed: &packed, bias: Some(&bias_at), n_runs };
+                let x = normals(&mut rng, half, m * k);
+                let exact: Vec<(f64, f64)> = r::matmul(&values(half, &x), &packed.weights, m, n, k)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(at, (sum, size))| {
+                        let bias = f64::from(bias[at % n]);
+                        (sum + bias, bound(k, n_runs) * (size + bias.abs()))
+                    })
+                    .collect();
+                type Formula = fn(f64) -> f64;
+                let cases: [(Finish, Formula); 3] = [
+                    (Finish::Store, |x| x),
+                    (Finish::Activate(Activation::QuickGelu), r::quick_gelu),
+                    (Finish::Activate(Activation::Gelu), r::gelu),
+                ];
+                for (finish, formula) in cases {
+                    let out = Buffer::poisoned(m * n * 2);
+                    launch.run(&x, m, finish, &out);
+                    for (found, (y, error)) in out.read::<u16>(&gpu().stream()).into_iter().zip(&exact) {
+                        // The slope of the activations is below 1.2; far out they cancel to below 1e-7 · |x|.
+                        let error = 1.2 * error + POINTWISE * (1.0 + y.abs()) * y.abs() + y.abs() * 1e-7;
+                        check_rounded(half, found, formula(*y), error, &format!("{what} {finish:?}"));
+                    }
+                }
+                let residual = rng.normals(m * n);
+                let at = Buffer::of(&residual);
+                launch.run(&x, m, Finish::AddResidual(at.at), &at);
+                for (i, found) in at.read::<f32>(&gpu().stream()).into_iter().enumerate() {
+                    let (y, error) = exact[i];
+                    let expected = y + f64::from(residual[i]);
+                    let bound = error + 2.0 * F32_EPS * (expected.abs() + error);
+                    assert!((f64::from(found) - expected).abs() <= bound, "{what} residual {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn swiglu_takes_gate_and_up_from_the_two_parts() {
+    let mut rng = Rng(6);
+    let (n, k, n_runs) = (200, 256, 3);
+    for half in HALVES {
+        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
+            let parts: [Stored; 2] = std::array::from_fn(|_| Stored::random(&mut rng, format, half, n, k));
+            let packed = pack(half, &parts, RowOrder::Paired { half: n });
+            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+                let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+                let x = normals(&mut rng, half, m * k);
+                let out = Buffer::poisoned(m * n * 2);
+                launch.run(&x, m, Finish::SwiGlu, &out);
+                let exact = r::matmul(&values(half, &x), &packed.weights, m, 2 * n, k);
+                for (at, found) in out.read::<u16>(&gpu().stream()).into_iter().enumerate() {
+                    let (row, column) = (at / n * 2 * n, at % n);
+                    let ((gate, a), (up, b)) = (exact[row + column], exact[row + n + column]);
+                    let (a, b) = (bound(k, n_runs) * a, bound(k, n_runs) * b);
+                    let error = 1.2 * a * (up.abs() + b)
+                        + gate.abs() * b
+                        + POINTWISE * (1.0 + gate.abs()) * gate.abs() * up.abs()
+                        + 1e-7 * gate.abs() * up.abs();
+                    check_rounded(half, found, r::silu(gate) * up, error, &format!("{format:?} {half:?} {at}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn vision_rope_turns_the_first_two_thirds() {
+    let mut rng = Rng(7);
+    let (heads, d, k, m) = (3, 80, 160, 37);
+    let n = 3 * heads * d;
+    for half in HALVES {
+        let stored = [Stored::random(&mut rng, dense(half), half, n, k)];
+        let packed = pack(half, &stored, RowOrder::Paired { half: d / 2 });
+        let (table, angles) = angle_table(&mut rng, 50, d / 4);
+        let positions: Vec<u32> = (0..2 * m).map(|_| rng.below(50) as u32).collect();
+        let bias = rng.normals(n);
+        let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
+        let pairs = RopePairs::Vision(VisionRope { n_heads: heads, head_dim: d });
+        let rope = Rope { angles: table.at, positions: at.at, pairs };
+        let launch = Launch { half, regime: Regime::Prefill, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
+        let x = normals(&mut rng, half, m * k);
+        let out = Buffer::poisoned(m * n * 2);
+        launch.run(&x, m, Finish::VisionRope(rope), &out);
+        let out: Vec<u16> = out.read(&gpu().stream());
+        let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
+        for i in 0..m {
+            for head in 0..3 * heads {
+                let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
+                let row: Vec<f64> = (0..d).map(y).collect();
+                let turns: Vec<f64> = (0..d / 2)
+                    .map(|j| angles[positions[2 * i + j / 20] as usize * 20 + j % 20])
+                    .collect();
+                let expected = if head < 2 * heads { r::rotate(&row, &turns) } else { row };
+                let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
+                for c in 0..d {
+                    let error = 2.0 * bound(k, 1) * size + 8.0 * F32_EPS * size;
+                    check_rounded(half, out[i * n + head * d + c], expected[c], error, &format!("{half:?} {i} {head} {c}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
+    let mut rng = Rng(8);
+    let (n_heads, n_kv_heads, d, k) = (3, 1, 128, 256);
+    let heads = Heads { n_heads, n_kv_heads, head_dim: d };
+    let n = (n_heads + 2 * n_kv_heads) * d;
+    let (pages, layers, layer) = (4, 2, 1);
+    let page_stride = layers * 2 * n_kv_heads * 64 * d;
+    for half in HALVES {
+        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
+            for (regime, m) in [(Regime::SmallM, 5), (Regime::Prefill, 70)] {
+                let what = format!("{format:?} {half:?} {regime:?}");
+                let parts = [n_heads * d, n_kv_heads * d, n_kv_heads * d]
+                    .map(|n| Stored::random(&mut rng, format, half, n, k));
+                let packed = pack(half, &parts, RowOrder::Paired { half: d / 2 });
+                let (table, angles) = angle_table(&mut rng, 90, d / 2);
+                let positions: Vec<u32> = (0..3 * m).map(|_| rng.below(90) as u32).collect();
+                // Any slots, all different; one row is padding.
+                let mut slots: Vec<u32> = (0..m as u32).map(|i| (i * 83 + 17) % (64 * pages as u32)).collect();
+                slots[2] = u32::MAX;
+                let bias = rng.normals(n);
+                let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
+                let (slots_at, kv) = (Buffer::of(&slots), Buffer::poisoned(pages * page_stride * 2));
+                let pairs = RopePairs::MRope(MRope { head_dim: d, sections: [16, 24, 24], theta: 1e6 });
+                let finish = Finish::RopeWriteKv {
+                    rope: Rope { angles: table.at, positions: at.at, pairs },
+                    kv: Kv {
+                        pages: kv.at + (layer * 2 * n_kv_heads * 64 * d * 2) as u64,
+                        page_stride: page_stride as u64,
+                        heads,
+                    },
+                    slots: slots_at.at,
+                };
+                let launch = Launch { half, regime, packed: &packed, bias: Some(&bias_at), n_runs: 4 };
+                let x = normals(&mut rng, half, m * k);
+                let out = Buffer::poisoned(m * n_heads * d * 2);
+                launch.run(&x, m, finish, &out);
+                let (out, kv): (Vec<u16>, Vec<u16>) = (out.read(&gpu().stream()), kv.read(&gpu().stream()));
+                let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
+                let mut untouched = vec![true; kv.len()];
+                for i in 0..m {
+                    for head in 0..n_heads + 2 * n_kv_heads {
+                        let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
+                        let row: Vec<f64> = (0..d).map(y).collect();
+                        let axis = |j: usize| if j < 16 { 0 } else if j < 40 { 1 } else { 2 };
+                        let turns: Vec<f64> = (0..d / 2)
+                            .map(|j| angles[positions[3 * i + axis(j)] as usize * (d / 2) + j])
+                            .collect();
+                        let value_head = head >= n_heads + n_kv_heads;
+                        let expected = if value_head { row } else { r::rotate(&row, &turns) };
+                        let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
+                        let error = 2.0 * bound(k, 4) * size + 8.0 * F32_EPS * size;
+                        for c in 0..d {
+                            let found = if head < n_heads {
+                                out[i * n_heads * d + head * d + c]
+                            } else if slots[i] == u32::MAX {
+                                continue;
+                            } else {
+                                let (page, offset) = (slots[i] as usize / 64, slots[i] as usize % 64);
+                                let plane = 2 * layer + usize::from(value_head);
+                                let at = page * page_stride + (plane * 64 + offset) * d + c;
+                                untouched[at] = false;
+                                kv[at]
+                            };
+                            check_rounded(half, found, expected[c], error, &format!("{what} {i} {head} {c}"));
+                        }
+                    }
+                }
+                assert!(kv.iter().zip(&untouched).all(|(v, untouched)| !untouched || *v == 0xffff), "{what}");
+            }
+        }
+    }
+}
