@@ -513,3 +513,99 @@ fn paged_prefill_gives_the_same_bits_however_a_prompt_is_cut() {
         }
     }
 }
+
+// ---- no checks: launches at the sizes of the models, for `cudasim report` ----
+//
+// Each alone, under `cudasim env` with `CUDASIM_REPORT=run.json CUDASIM_CHECKS=none`; those of many queries with
+// `CUDASIM_SAMPLE=24`, which decode does not need and which would take its pages for cached.
+
+/// 7B and 72B: query heads, key heads, tokens of a chunk.
+const MODELS: [(usize, usize, usize); 2] = [(28, 4, 128), (64, 8, 256)];
+
+#[test]
+#[ignore = "for counters and modelled times"]
+fn decode_at_the_sizes_of_the_models() {
+    let rig = Rig::new();
+    // More than the cache of the largest card: what was set before a launch has left it.
+    let mut flood = rig.zeroed(256 << 20);
+    for (n_heads, n_kv_heads, chunk) in MODELS {
+        let heads = Heads { n_heads, n_kv_heads, head_dim: D };
+        for keys in [2048usize, 6144, 14_336, 30_720] {
+            let pages = keys.div_ceil(PAGE);
+            let stride = 2 * n_kv_heads * PAGE * D;
+            let (q, out) = (rig.zeroed(2 * n_heads * D), rig.zeroed(2 * n_heads * D));
+            let data = rig.zeroed(2 * pages * stride);
+            let table = rig.upload(&(0..pages as u32).collect::<Vec<u32>>());
+            let sequence = Sequence { first: 0, rows: 1, past: keys as u32 - 1, pages: 0 };
+            let sequences = upload(&rig, &[sequence]);
+            let partials = rig.zeroed(partials_bytes(1, n_heads, keys, chunk));
+            let arrivals = rig.filled(0u32, arrivals_len(1, n_kv_heads, keys, chunk));
+            let call = PagedAttention {
+                half: Half::BF16,
+                q: q.address(),
+                out: out.address(),
+                kv: Kv { pages: data.address(), page_stride: stride as u64, heads },
+                sequences: sequences.address(),
+                n_seqs: 1,
+                page_table: table.address(),
+                max_keys: keys,
+                chunk_tokens: chunk,
+                partials: partials.address(),
+                arrivals: arrivals.address(),
+            };
+            flood.zero();
+            // SAFETY: the buffers live until the stream has run; shapes as above.
+            unsafe { rig.kernels.paged_attention(&rig.stream, &call) }.unwrap();
+            rig.stream.synchronize().unwrap();
+        }
+    }
+}
+
+#[test]
+#[ignore = "for counters and modelled times"]
+fn prefill_and_vision_at_the_sizes_of_the_models() {
+    let rig = Rig::new();
+    let zeros = |elements: usize| rig.zeroed(2 * elements);
+    for (n_heads, n_kv_heads, _) in MODELS {
+        let heads = Heads { n_heads, n_kv_heads, head_dim: D };
+        for (tokens, past) in [(512usize, 0), (2048, 0), (2048, 4096)] {
+            let pages = (past + tokens).div_ceil(PAGE);
+            let stride = 2 * n_kv_heads * PAGE * D;
+            let (q, out, data) =
+                (zeros(tokens * n_heads * D), zeros(tokens * n_heads * D), zeros(pages * stride));
+            let kv = Kv { pages: data.address(), page_stride: stride as u64, heads };
+            let table = rig.upload(&(0..pages as u32).collect::<Vec<u32>>());
+            let sequence = Sequence { first: 0, rows: tokens as u32, past: past as u32, pages: 0 };
+            let tiles = attention::tiles(&[sequence], n_kv_heads, n_heads / n_kv_heads);
+            let (sequences, device_tiles) = (upload(&rig, &[sequence]), upload(&rig, &tiles));
+            let call = FlashAttention {
+                half: Half::BF16,
+                keys: Keys::Paged { q: q.address(), kv, page_table: table.address() },
+                sequences: sequences.address(),
+                tiles: device_tiles.address(),
+                n_tiles: tiles.len(),
+                out: out.address(),
+            };
+            // SAFETY: the buffers live until the stream has run; shapes as above.
+            unsafe { rig.kernels.flash_attention(&rig.stream, &call) }.unwrap();
+            rig.stream.synchronize().unwrap();
+        }
+    }
+    for rows in [1024, 4096, 16_384] {
+        let (qkv, out) = (zeros(rows * 3 * 16 * VISION_D), zeros(rows * 16 * VISION_D));
+        let sequence = Sequence { first: 0, rows: rows as u32, past: 0, pages: 0 };
+        let tiles = attention::tiles(&[sequence], 16, 1);
+        let (sequences, device_tiles) = (upload(&rig, &[sequence]), upload(&rig, &tiles));
+        let call = FlashAttention {
+            half: Half::BF16,
+            keys: Keys::Vision { qkv: qkv.address(), n_heads: 16 },
+            sequences: sequences.address(),
+            tiles: device_tiles.address(),
+            n_tiles: tiles.len(),
+            out: out.address(),
+        };
+        // SAFETY: as above.
+        unsafe { rig.kernels.flash_attention(&rig.stream, &call) }.unwrap();
+        rig.stream.synchronize().unwrap();
+    }
+}

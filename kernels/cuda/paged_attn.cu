@@ -43,19 +43,6 @@ __device__ __forceinline__ void add(Part &to, const Part &part) {
     to.out.w = __fmaf_rn(part.out.w, factor, to.out.w);
 }
 
-// Joins `count` parts in order; `max(i)` and `part(i)` give them.
-template <class Max, class Get> __device__ __forceinline__ Part join(u32 count, Max max, Get part) {
-    Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    for (u32 i = 0; i < count; i++) {
-        all.max = fmaxf(all.max, max(i));
-    }
-#pragma unroll 4
-    for (u32 i = 0; i < count; i++) {
-        add(all, part(i));
-    }
-    return all;
-}
-
 // Parts in the workspace: the sums of all, 128 floats a head, then maxima and sums of weights in pairs.
 struct Slot {
     float4 *out;
@@ -73,17 +60,42 @@ __device__ __forceinline__ void store(const Slot &to, const Part &part) {
         *to.max_sum = make_float2(part.max, part.sum);
     }
 }
-// Joins every `step`-th slot. Past L1: other blocks have written them.
+// Joins every `step`-th slot from `first` on, in order. Past L1: other blocks have written them. Loads go out in batches:
+// a chain of one after the other would cost more than the attention itself.
 __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 step, u32 count,
                                            u32 head) {
+    constexpr u32 BATCH = 8;
     const Slot from = slot(p, pair, first, head);
     const u32 stride = step * p.group, lane = threadIdx.x % 32;
-    return join(
-        count, [&](u32 i) { return __ldcg(from.max_sum + i * stride).x; },
-        [&](u32 i) {
-            float2 max_sum = __ldcg(from.max_sum + i * stride);
-            return Part{max_sum.x, max_sum.y, __ldcg(from.out + i * stride * (HEAD / 4) + lane)};
-        });
+    Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+    for (u32 i = lane; i < count; i += 32) {
+        all.max = fmaxf(all.max, __ldcg(from.max_sum + i * stride).x);
+    }
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, lanes));
+    }
+    for (u32 start = 0; start < count; start += BATCH) {
+        // What is beyond the last weighs nothing.
+        float2 max_sum = make_float2(LOWEST, 0.0f);
+        if (lane < BATCH && start + lane < count) {
+            max_sum = __ldcg(from.max_sum + (start + lane) * stride);
+        }
+        float4 out[BATCH];
+#pragma unroll
+        for (u32 i = 0; i < BATCH; i++) {
+            out[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (start + i < count) {
+                out[i] = __ldcg(from.out + (start + i) * stride * (HEAD / 4) + lane);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < BATCH; i++) {
+            float max = __shfl_sync(0xffffffffu, max_sum.x, i), sum = __shfl_sync(0xffffffffu, max_sum.y, i);
+            add(all, {max, sum, out[i]});
+        }
+    }
+    return all;
 }
 
 // Whether this block is the last of `count` to come here; then all that the others have written before is seen. The
@@ -270,9 +282,15 @@ __device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, u32 seque
             return reinterpret_cast<const float *>(memory + MAX_GROUP * ROW_BYTES + i * STEPS * STEP_BYTES) +
                    head * HEAD_STRIDE;
         };
-        Part all = join(
-            4, [&](u32 i) { return from(i)[HEAD]; },
-            [&](u32 i) { return Part{from(i)[HEAD], from(i)[HEAD + 1], reinterpret_cast<const float4 *>(from(i))[lane]}; });
+        Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            all.max = fmaxf(all.max, from(i)[HEAD]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            add(all, {from(i)[HEAD], from(i)[HEAD + 1], reinterpret_cast<const float4 *>(from(i))[lane]});
+        }
         if (chunks == 1) {
             finish<T>(p, sequence, kv_head, head, all);
         } else {

@@ -35,6 +35,11 @@ impl Rig {
         Buffer { data: self.stream.clone_htod(&data).expect("device memory"), stream: self.stream.clone() }
     }
 
+    /// Zero bytes, set on the device.
+    pub fn zeroed(&self, bytes: usize) -> Buffer<u8> {
+        Buffer { data: self.stream.alloc_zeros(bytes).expect("device memory"), stream: self.stream.clone() }
+    }
+
     /// `len` copies of one value.
     pub fn filled<T: DeviceRepr + Clone + Default>(&self, value: T, len: usize) -> Buffer<T> {
         self.upload(&vec![value; len])
@@ -58,6 +63,13 @@ impl<T: DeviceRepr> Buffer<T> {
         let data = self.stream.clone_dtoh(&self.data).expect("a copy");
         self.stream.synchronize().expect("the stream");
         data
+    }
+}
+
+impl Buffer<u8> {
+    /// Sets all bytes to zero, on the stream.
+    pub fn zero(&mut self) {
+        self.stream.memset_zeros(&mut self.data).expect("a memset");
     }
 }
 
