@@ -113,28 +113,31 @@ struct QwenvlAttention {
     float scale_log2;     // log2(e) / sqrt(head_dim)
 };
 
+#define QWENVL_DECODE_FOLD 16  // partial results that are joined at a time
+
 struct QwenvlDecodeAttention {
-    const void *q;  // [n_seqs, heads · head_dim]
-    void *out;
-    const struct QwenvlSequence *sequences;  // past = keys before the new one
+    const void *q;  // [n_seqs, ldq]
+    void *out;      // [n_seqs, ldo]
+    float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
+    const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
-    float *partials;         // [n_seqs, kv_heads, max_chunks, group · (head_dim + 2)]
+    float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
     unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
     struct QwenvlKv kv;
     unsigned int n_seqs;
-    unsigned int group;
-    unsigned int ldq;
-    unsigned int chunk_tokens;  // multiple of 64; the plan's constant
-    unsigned int max_chunks;
+    unsigned int group;  // query heads of a key head, at most 8
+    unsigned int ldq, ldo;
+    unsigned int max_chunks;  // of the longest context; max_supers = ceil(max_chunks / QWENVL_DECODE_FOLD)
     float scale_log2;
 };
 
 struct QwenvlNorm {
-    const float *x;  // [rows, cols]
+    const float *x;  // [·, cols]
     const float *weight;
-    const float *bias;                // layer_norm only
-    const unsigned int *row_index;    // rows of x to take, or null for all in order
-    void *out;                        // [rows, cols]
+    const float *bias;              // layer_norm only
+    const unsigned int *row_index;  // rows of x to take, or null for all in order
+    void *out;                      // [rows, cols]
+    float *sums;                    // rms_norm only: [rows, cols / 128], of the rounded outputs of each group; or null
     unsigned int rows, cols;
     float eps;
 };
@@ -149,49 +152,69 @@ struct QwenvlEmbed {
     unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16 or QWENVL_F32
 };
 
+// Rows by index, activations, sums.
 struct QwenvlPointwise {
-    const void *x;
-    const void *y;  // up of swiglu, residual of add
-    void *out;
+    const void *x;  // [rows, cols]
+    const void *y;  // up of swiglu, residual of add; of select_rows the indices
+    void *out;      // [rows, cols]
     unsigned int rows, cols;
-    unsigned int op;  // QWENVL_STORE_F32 gathers, ..., as the epilogues
-    struct QwenvlRope rope;
-    struct QwenvlKv kv;
-    const unsigned int *index;  // rows of a gather; slots of a KV write
-    unsigned int n_rotated, head_dim;
 };
+
+// The unfused rotation and KV write.
+struct QwenvlRotate {
+    const void *x;  // [rows, cols]
+    void *out;      // may be x
+    unsigned int rows, cols;
+    unsigned int n_rotated;  // columns in front that are turned; the rest are copied
+    unsigned int head_dim;
+    struct QwenvlRope rope;
+};
+
+struct QwenvlKvWrite {
+    const void *k, *v;          // [rows, kv_heads · head_dim]
+    const unsigned int *slots;  // [rows]: page · 64 + offset, or QWENVL_NO_SLOT
+    struct QwenvlKv kv;
+    unsigned int rows;
+};
+
+#define QWENVL_PATCH 14  // pixels of a side of a patch
+#define QWENVL_MERGE 2   // patches of a side of a visual token
 
 // One temporal slice of a picture.
 struct QwenvlFrames {
-    const unsigned char *frames[2];  // RGB, rows of 3 · width bytes
+    const unsigned char *frames[2];  // RGB, rows of 3 · width bytes; a picture names its frame twice
     unsigned int first_patch;        // among those of the call
     unsigned int grid_h, grid_w;     // patches
 };
 
 struct QwenvlPatchify {
-    const struct QwenvlFrames *slices;
-    const float *table;  // [3, 256]: the normalised value of each byte
-    void *out;           // [patches, 3 · 2 · patch · patch]
+    const struct QwenvlFrames *slices;  // ascending by first_patch
+    const float *table;                 // [3, 256]: the normalised value of each byte
+    void *out;                          // [rows, 1176]
     unsigned int n_slices;
-    unsigned int first_row, rows;  // patches of the call to write; out starts at the first
-    unsigned int patch, merge;
+    unsigned int first_row, rows;  // patches of the call to write; multiples of 4
 };
 
 struct QwenvlSampleRow {
-    unsigned int seed[2];
-    unsigned int position[2];
-    float temperature;  // 0: the largest
-    float top_p;
-    float repetition_penalty;
-    unsigned int top_k;
+    unsigned int seed[2];      // low word first
+    unsigned int position[2];  // of the new token in its sequence, low word first
+    float temperature;         // 0: the largest
+    float top_p;               // 1: all
+    float repetition_penalty;  // 1: none
+    unsigned int top_k;        // 0: all
 };
 
+#define QWENVL_SAMPLE_SLICE 4096  // logits of one block of argmax
+#define QWENVL_NO_TOKEN 0xffffffffu
+
 struct QwenvlSample {
-    const float *logits;  // [rows, vocab]
-    float *scores;        // [rows, vocab], scratch
-    const unsigned int *history;         // [rows, ceil(vocab / 32)] bits of ids that occurred
+    const float *logits;    // [rows, vocab]
+    float *scores;          // [rows, vocab], scratch
+    unsigned int *history;  // [rows, history_words]: bits of the ids that occurred; the new one is added
     const struct QwenvlSampleRow *params;
-    unsigned int *tokens;                // [rows]; 0xffffffff if the logits are unusable
+    unsigned int *tokens;      // [rows]; QWENVL_NO_TOKEN if the logits are unusable
+    unsigned long long *best;  // [rows, slices + 1], scratch; slices = ceil(vocab / QWENVL_SAMPLE_SLICE)
+    unsigned int *arrivals;    // [rows], zero before and after
     unsigned int rows, vocab, history_words;
 };
 

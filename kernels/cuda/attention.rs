@@ -1,5 +1,6 @@
-//! attention: launchers of flash_attn (vision tower, prefill) and paged_attn (decode).
+//! attention: launchers of flash_attn (vision tower), paged_prefill and paged_attn (decode).
 
+use std::cmp::Reverse;
 use std::ffi::c_void;
 use std::ptr;
 
@@ -8,35 +9,40 @@ use cudarc::driver::CudaStream;
 use super::linear::Kv;
 use super::{Address, Half, Kernels, Result, abi, check};
 
-/// A sequence on the device: its rows, and for the decoder the keys before them and its page table.
-pub use super::abi::QwenvlSequence as Sequence;
 /// A tile of query rows on the device.
 pub use super::abi::QwenvlAttentionTile as Tile;
+/// A sequence on the device: its rows, and for the decoder the keys before them and its page table.
+pub use super::abi::QwenvlSequence as Sequence;
 
 /// Query rows of a tile.
 pub const TILE_ROWS: usize = 128;
 /// Chunks that join at a time in decode attention.
-const SUPER: usize = 16;
+const SUPER: usize = abi::QWENVL_DECODE_FOLD as usize;
 
-/// The list of tiles: all of one head together, so that its keys and values stay in L2; the longest sequences first,
-/// within one the last rows first (in prefill they see most).
+/// The list of tiles: those that see most keys first, so that the last to start are short. Among those that see
+/// about as many, the ones of a sequence and head run together, so that its keys and values are in L2.
 ///
-/// `heads` are those of the vision tower, or the key heads of the decoder with `group` query heads each.
+/// `heads` are those of the vision tower, or the key heads of the decoder with `group` query heads each. In the
+/// vision tower `past` is 0 and a tile sees all rows of its sequence.
 pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse((sequences[i].past + sequences[i].rows, sequences[i].rows)));
-    let mut out = Vec::new();
-    for sequence in order {
-        let count = (sequences[sequence].rows as usize * group).div_ceil(TILE_ROWS);
-        for head in 0..heads {
-            out.extend((0..count).rev().map(|i| Tile {
-                sequence: sequence as u32,
-                head: head as u32,
-                first_row: (i * TILE_ROWS) as u32,
-            }));
+    let mut tiles = Vec::new();
+    for (sequence, s) in sequences.iter().enumerate() {
+        for head in 0..heads as u32 {
+            for first_row in (0..s.rows * group as u32).step_by(TILE_ROWS) {
+                tiles.push(Tile { sequence: sequence as u32, head, first_row });
+            }
         }
     }
-    out
+    let keys = |t: &Tile| {
+        let s = &sequences[t.sequence as usize];
+        s.past + s.rows.min((t.first_row + TILE_ROWS as u32).div_ceil(group as u32))
+    };
+    let step = tiles.iter().map(keys).max().map_or(1, |longest| (longest / 8).max(1));
+    let rows = |t: &Tile| sequences[t.sequence as usize].rows;
+    tiles.sort_by_key(|t| {
+        (Reverse(keys(t) / step), Reverse(rows(t)), t.sequence, t.head, Reverse(t.first_row))
+    });
+    tiles
 }
 
 /// Attention of many rows.
@@ -94,9 +100,9 @@ pub struct PagedAttention {
     pub n_seqs: usize,
     /// Pages of all sequences, u32.
     pub page_table: Address,
-    /// Most keys of a sequence: sizes the grid; shorter ones cost nothing.
+    /// Most keys of a sequence; shorter ones cost nothing.
     pub max_keys: usize,
-    /// Keys of a chunk, a multiple of 64: part of the numeric contract.
+    /// Keys of a chunk, 128 or 256: part of the numeric contract.
     pub chunk_tokens: usize,
     /// [`partials_bytes`] of any content.
     pub partials: Address,
@@ -144,7 +150,7 @@ impl Kernels {
                 (p.q, p.k, p.v) = (part(0), part(1), part(2));
                 (p.ldq, p.ldo) = (3 * width as u32, width as u32);
                 p.scale_log2 = scale_log2(80);
-                "flash_attn_vision"
+                "flash_attn"
             }
             Keys::Paged { q, kv, page_table } => {
                 check("flash_attn", kv.heads.head_dim == 128, || format!("heads of {}", kv.heads.head_dim))?;
@@ -158,7 +164,7 @@ impl Kernels {
                 p.ldo = p.ldq;
                 p.group = (kv.heads.n_heads / kv.heads.n_kv_heads) as u32;
                 p.scale_log2 = scale_log2(128);
-                "flash_attn_prefill"
+                "paged_prefill"
             }
         };
         let name = format!("{name}_{}", a.half.name());
@@ -174,13 +180,33 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`PagedAttention`] says; sequences and pages are in range.
     pub unsafe fn paged_attention(&self, stream: &CudaStream, a: &PagedAttention) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.paged_attention_with_sums(stream, a, 0) }
+    }
+
+    /// The same; also writes the sum of the rounded results of each head, `[n_seqs, n_heads]` f32, for a linear layer
+    /// that takes its zero points out by groups. No sums if the address is 0.
+    ///
+    /// # Errors
+    /// As [`Kernels::flash_attention`].
+    ///
+    /// # Safety
+    /// As [`Kernels::paged_attention`].
+    pub unsafe fn paged_attention_with_sums(
+        &self,
+        stream: &CudaStream,
+        a: &PagedAttention,
+        sums: Address,
+    ) -> Result<()> {
         let heads = a.kv.heads;
         check("paged_attn", heads.head_dim == 128, || format!("heads of {}", heads.head_dim))?;
-        check("paged_attn", heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8, || {
-            format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads)
-        })?;
-        check("paged_attn", a.chunk_tokens > 0 && a.chunk_tokens % 64 == 0, || {
-            format!("chunks of {} keys must be a multiple of 64", a.chunk_tokens)
+        check(
+            "paged_attn",
+            heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8,
+            || format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads),
+        )?;
+        check("paged_attn", matches!(a.chunk_tokens, 128 | 256), || {
+            format!("chunks of {} keys, expected 128 or 256", a.chunk_tokens)
         })?;
         check("paged_attn", (1..=65535).contains(&a.n_seqs) && a.max_keys > 0, || {
             format!("{} sequences of up to {} keys", a.n_seqs, a.max_keys)
@@ -193,16 +219,20 @@ impl Kernels {
             page_table: a.page_table as *const u32,
             partials: a.partials as *mut f32,
             arrivals: a.arrivals as *mut u32,
+            sums: sums as *mut f32,
             kv: a.kv.abi(),
             n_seqs: a.n_seqs as u32,
             group: (heads.n_heads / heads.n_kv_heads) as u32,
             ldq: (heads.n_heads * 128) as u32,
-            chunk_tokens: a.chunk_tokens as u32,
+            ldo: (heads.n_heads * 128) as u32,
             max_chunks,
             scale_log2: scale_log2(128),
         };
-        let name = format!("paged_attn_{}", a.half.name());
-        let grid = (max_chunks, heads.n_kv_heads as u32, a.n_seqs as u32);
+        let name = format!("paged_attn_{}_{}", a.chunk_tokens, a.half.name());
+        // As many blocks as run at once; each takes its share of the chunks there are.
+        let pairs = (a.n_seqs * heads.n_kv_heads) as u32;
+        let resident = self.sm_count() * if a.chunk_tokens == 256 { 2 } else { 4 };
+        let grid = (pairs, resident.div_ceil(pairs).min(max_chunks), 1);
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, grid, 128, &p) }
     }

@@ -8,6 +8,11 @@ use qwenvl_graph::DType;
 
 use super::{Address, Half, Kernels, Result, abi, check};
 
+/// Most columns of RMSNorm.
+pub const MAX_RMS_COLS: usize = 8192;
+/// Most columns of LayerNorm.
+pub const MAX_LAYER_COLS: usize = 1280;
+
 /// Which norm.
 #[derive(Clone, Copy, Debug)]
 pub enum NormKind {
@@ -61,7 +66,7 @@ pub struct Embed {
     pub out: Address,
     /// Rows.
     pub rows: usize,
-    /// Columns; even.
+    /// Columns; a multiple of 4.
     pub cols: usize,
 }
 
@@ -85,9 +90,9 @@ pub struct Patchify {
     pub first_row: usize,
     /// How many.
     pub rows: usize,
-    /// Pixels along a patch; even.
+    /// Pixels along a patch: 14.
     pub patch: usize,
-    /// Patches along a block.
+    /// Patches along a block: 2.
     pub merge: usize,
 }
 
@@ -100,26 +105,42 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Norm`] says; row indices are in range.
     pub unsafe fn norm(&self, stream: &CudaStream, n: &Norm) -> Result<()> {
-        check("norm", n.rows > 0 && n.cols > 0 && n.cols % 4 == 0, || {
-            format!("{} rows of {} columns", n.rows, n.cols)
-        })?;
-        let (name, bias) = match n.kind {
-            NormKind::Rms => ("rms_norm", ptr::null()),
-            NormKind::Layer(bias) => ("layer_norm", bias as *const f32),
+        // SAFETY: the caller's promise.
+        unsafe { self.norm_with_sums(stream, n, 0) }
+    }
+
+    /// The same; RMSNorm also writes the sum of the rounded results of each 128 columns, `[rows, cols / 128]` f32, for
+    /// a linear layer that takes its zero points out by groups. No sums if the address is 0.
+    ///
+    /// # Errors
+    /// As [`Kernels::norm`].
+    ///
+    /// # Safety
+    /// As [`Kernels::norm`].
+    pub unsafe fn norm_with_sums(&self, stream: &CudaStream, n: &Norm, sums: Address) -> Result<()> {
+        // LayerNorm has a warp for each row, RMSNorm a block.
+        let (name, bias, most, rows_per_block) = match n.kind {
+            NormKind::Rms => ("rms_norm", ptr::null(), MAX_RMS_COLS, 1),
+            NormKind::Layer(bias) => ("layer_norm", bias as *const f32, MAX_LAYER_COLS, 8),
         };
+        let step = if sums != 0 { 128 } else { 4 };
+        check(name, n.rows > 0 && n.cols % step == 0 && (1..=most).contains(&n.cols), || {
+            format!("{} rows of {} columns, expected a multiple of {step} up to {most}", n.rows, n.cols)
+        })?;
         let p = abi::QwenvlNorm {
             x: n.x as *const f32,
             weight: n.weight as *const f32,
             bias,
             row_index: n.row_index.map_or(ptr::null(), |r| r as *const u32),
             out: n.out as *mut c_void,
+            sums: sums as *mut f32,
             rows: n.rows as u32,
             cols: n.cols as u32,
             eps: n.eps as f32,
         };
         let name = format!("{name}_{}", n.half.name());
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (n.rows.min(65535) as u32, 1, 1), 256, &p) }
+        unsafe { self.launch(stream, &name, (n.rows.div_ceil(rows_per_block) as u32, 1, 1), 256, &p) }
     }
 
     /// Launches the embedding.
@@ -130,7 +151,7 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Embed`] says; visual rows are in range.
     pub unsafe fn embed(&self, stream: &CudaStream, e: &Embed) -> Result<()> {
-        check("embed", e.rows > 0 && e.cols % 2 == 0, || format!("{} rows of {} columns", e.rows, e.cols))?;
+        check("embed", e.rows > 0 && e.cols % 4 == 0, || format!("{} rows of {} columns", e.rows, e.cols))?;
         let p = abi::QwenvlEmbed {
             table: e.table as *const c_void,
             tokens: e.tokens as *const u32,
@@ -160,9 +181,21 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Patchify`] and [`Frames`] say.
     pub unsafe fn patchify(&self, stream: &CudaStream, c: &Patchify) -> Result<()> {
-        check("patchify", c.rows > 0 && c.n_slices > 0 && c.patch % 2 == 0 && c.merge > 0, || {
-            format!("{} rows of patches of {} in {} slices", c.rows, c.patch, c.n_slices)
+        let (patch, merge) = (abi::QWENVL_PATCH as usize, abi::QWENVL_MERGE as usize);
+        check("patchify", c.patch == patch && c.merge == merge, || {
+            format!("patches of {} pixels merged by {}, expected {patch} and {merge}", c.patch, c.merge)
         })?;
+        let block = merge * merge;
+        check(
+            "patchify",
+            c.rows > 0 && c.n_slices > 0 && c.rows % block == 0 && c.first_row % block == 0,
+            || {
+                format!(
+                    "{} rows from {} in {} slices, expected multiples of {block}",
+                    c.rows, c.first_row, c.n_slices
+                )
+            },
+        )?;
         let p = abi::QwenvlPatchify {
             slices: c.slices as *const Frames,
             table: c.table as *const f32,
@@ -170,11 +203,9 @@ impl Kernels {
             n_slices: c.n_slices as u32,
             first_row: c.first_row as u32,
             rows: c.rows as u32,
-            patch: c.patch as u32,
-            merge: c.merge as u32,
         };
         let name = format!("patchify_{}", c.half.name());
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (c.rows as u32, 1, 1), 256, &p) }
+        unsafe { self.launch(stream, &name, ((c.rows / block) as u32, 1, 1), 256, &p) }
     }
 }

@@ -1,4 +1,4 @@
-//! pointwise: launchers of the steps of a plan that was not fused.
+//! pointwise: launchers of pointwise, rope and select_rows: steps of a plan that was not fused.
 
 use std::ffi::c_void;
 
@@ -59,7 +59,7 @@ pub struct Pointwise {
     pub out: Address,
     /// Rows.
     pub rows: usize,
-    /// Columns; even.
+    /// Columns; a multiple of 8.
     pub cols: usize,
 }
 
@@ -72,56 +72,76 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Pointwise`] says; indices are in range.
     pub unsafe fn pointwise(&self, stream: &CudaStream, c: &Pointwise) -> Result<()> {
-        check("pointwise", c.rows > 0 && c.cols % 2 == 0, || format!("{} rows of {} columns", c.rows, c.cols))?;
-        let mut p = abi::QwenvlPointwise {
+        let (rows, cols) = (c.rows as u32, c.cols as u32);
+        check("pointwise", c.rows > 0 && c.cols % 8 == 0, || {
+            format!("{} rows of {} columns, expected a multiple of 8", c.rows, c.cols)
+        })?;
+        let blocks = |per_thread: u64| (c.rows as u64 * c.cols as u64).div_ceil(256 * per_thread) as u32;
+        let p = |y: Address| abi::QwenvlPointwise {
             x: c.x as *const c_void,
+            y: y as *const c_void,
             out: c.out as *mut c_void,
-            rows: c.rows as u32,
-            cols: c.cols as u32,
-            ..Default::default()
+            rows,
+            cols,
         };
         let half = c.half.name();
-        let name = match c.op {
+        // SAFETY, of each launch: the caller's promise.
+        match c.op {
             PointwiseOp::Activate(activation) => {
-                p.op = match activation {
-                    Activation::QuickGelu => abi::QWENVL_QUICK_GELU,
-                    Activation::Gelu => abi::QWENVL_GELU,
+                let name = match activation {
+                    Activation::QuickGelu => "quick_gelu",
+                    Activation::Gelu => "gelu",
                 };
-                format!("activate_{half}")
+                // SAFETY: see above.
+                unsafe { self.launch(stream, &format!("{name}_{half}"), (blocks(8), 1, 1), 256, &p(0)) }
             }
             PointwiseOp::SwiGlu { up } => {
-                p.y = up as *const c_void;
-                format!("swiglu_{half}")
+                // SAFETY: see above.
+                unsafe { self.launch(stream, &format!("swiglu_{half}"), (blocks(8), 1, 1), 256, &p(up)) }
             }
             PointwiseOp::Add { residual } => {
-                p.y = residual as *const c_void;
-                format!("add_{half}")
-            }
-            PointwiseOp::Rotate { rope, n_rotated } => {
-                p.head_dim = 2 * rope.pairs.half() as u32;
-                check("pointwise", c.cols % p.head_dim as usize == 0, || {
-                    format!("{} columns of heads of {}", c.cols, p.head_dim)
-                })?;
-                p.rope = rope.abi();
-                p.n_rotated = n_rotated as u32;
-                format!("rotate_{half}")
-            }
-            PointwiseOp::WriteKv { values, kv, slots } => {
-                check("pointwise", c.cols == kv.heads.n_kv_heads * kv.heads.head_dim, || {
-                    format!("{} columns for {} heads of {}", c.cols, kv.heads.n_kv_heads, kv.heads.head_dim)
-                })?;
-                p.y = values as *const c_void;
-                p.kv = kv.abi();
-                p.index = slots as *const u32;
-                "write_kv_16".into()
+                // SAFETY: see above.
+                unsafe { self.launch(stream, &format!("add_{half}"), (blocks(4), 1, 1), 256, &p(residual)) }
             }
             PointwiseOp::Gather { index } => {
-                p.index = index as *const u32;
-                "gather_f32".into()
+                // SAFETY: see above.
+                unsafe { self.launch(stream, "select_rows", (rows, 1, 1), 256, &p(index)) }
             }
-        };
-        let blocks = (c.rows as u64 * (c.cols as u64 / 2)).div_ceil(256).min(u64::from(self.sm_count) * 8);
-        // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (blocks as u32, 1, 1), 256, &p) }
+            PointwiseOp::Rotate { rope, n_rotated } => {
+                let head_dim = 2 * rope.pairs.half();
+                let fits = c.cols % head_dim == 0 && n_rotated % head_dim == 0 && n_rotated <= c.cols;
+                check("rope", fits && head_dim % 4 == 0, || {
+                    format!("{n_rotated} of {} columns of heads of {head_dim}", c.cols)
+                })?;
+                let p = abi::QwenvlRotate {
+                    x: c.x as *const c_void,
+                    out: c.out as *mut c_void,
+                    rows,
+                    cols,
+                    n_rotated: n_rotated as u32,
+                    head_dim: head_dim as u32,
+                    rope: rope.abi(),
+                };
+                // SAFETY: see above.
+                unsafe { self.launch(stream, &format!("rope_{half}"), (rows, 1, 1), 256, &p) }
+            }
+            PointwiseOp::WriteKv { values, kv, slots } => {
+                let heads = kv.heads;
+                check(
+                    "kv_write",
+                    c.cols == heads.n_kv_heads * heads.head_dim && heads.head_dim % 8 == 0,
+                    || format!("{} columns for {} heads of {}", c.cols, heads.n_kv_heads, heads.head_dim),
+                )?;
+                let p = abi::QwenvlKvWrite {
+                    k: c.x as *const c_void,
+                    v: values as *const c_void,
+                    slots: slots as *const u32,
+                    kv: kv.abi(),
+                    rows,
+                };
+                // SAFETY: see above.
+                unsafe { self.launch(stream, "kv_write", (rows, 1, 1), 256, &p) }
+            }
+        }
     }
 }

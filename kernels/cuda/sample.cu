@@ -1,345 +1,364 @@
-// sample: the next token of each row from its logits
-// math    the steps of engine/sampler.rs in its order: repetition penalty, temperature, top-k (with ties of the last),
-//         softmax, top-p (ties by id), one draw with Philox4x32-10 under (seed, position)
-// order   scores in f32 with the same operations, so bit for bit those of the host; e^x is computed in f64 and rounded
-//         once; sums in f64: lane, warp, block, in a fixed order. The draw compares such sums, so that it is the
-//         host's unless the target falls within 1e-15 of a boundary.
-// launch  a block of 1024 threads per row
-// needs   vocab >= 1
-// bytes   the row 2 (greedy: 1) times, and once more per pass of a selection: 4 for top-k, 32 for top-p
-// target  under 10 µs per row for greedy, under 100 µs without top-k
-// source  this project's; Philox: Salmon et al., SC 2011
+// sample: the next token of each sequence from its logits
+// math    argmax: scores = logits, those of ids that occurred divided (if negative multiplied) by the repetition
+//         penalty, all divided by the temperature; the lowest id of the largest score, which is the token if the
+//         temperature is 0. sample: of the top_k largest scores with what ties with the last, those whose more
+//         probable ones sum to less than top_p; one of them by the first word of Philox under (seed, position)
+// layout  logits, scores f32 [rows, vocab]; history: a bit for each id
+// order   scores as in engine/sampler.rs, rounded alike. Probabilities are e^(score − largest) in units of 2^-40, so
+//         that all sums are of integers: exact in any order, and the same however threads run
+// launch  argmax: grid = (vocab / 4096, rows), block = 256; the last block of a row joins the slices. sample: grid =
+//         rows, block = 1024; ends at once where the temperature is 0
+// needs   argmax before sample, on one stream
+// bytes   argmax 4 per logit (8 if sampled); sample up to 11 passes of 4 per logit, from L2
+// target  argmax ≤ 4 us for 32 rows of 151,936; sample ≤ 100 us a row
+// source  order of steps of transformers 4.57.6, generation/logits_process.py; Philox: Salmon et al., SC 2011
 #include "common.cuh"
 
+constexpr u32 SLICE = QWENVL_SAMPLE_SLICE;
 constexpr u32 SAMPLE_THREADS = 1024, WARPS = SAMPLE_THREADS / 32;
-constexpr u32 NO_TOKEN = 0xffffffffu;
+constexpr u32 COARSE = 1024; // bins of 1/32 of the distance from the largest score
+constexpr u32 DIGITS = 2048; // values of 11 bits of a key
 
-struct Sampler {
-    const QwenvlSample &p;
-    u32 row, lane, warp;
-    const float *logits;
-    float *scores;
-    u32 *shared_u32; // [256 + 64]
-    double *shared_f64; // [WARPS]
+// Orders as the scores do; NaN above all.
+constexpr u32 MINUS_INFINITY = 0x007fffffu, PLUS_INFINITY = 0xff800000u, NOT_A_NUMBER = 0xffffffffu;
+__device__ __forceinline__ u32 key_of(float score) {
+    u32 bits = __float_as_uint(__fadd_rn(score, 0.0f)); // −0 becomes 0
+    return score != score ? NOT_A_NUMBER : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float score_of(u32 key) { return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key); }
 
-    // An unsigned number in the order of f32::total_cmp.
-    static __device__ __forceinline__ u32 key(float x) {
-        u32 bits = __float_as_uint(x);
-        return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+__device__ __forceinline__ u64 warp_max(u64 x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        x = max(x, __shfl_xor_sync(0xffffffffu, x, lanes));
     }
-    static __device__ __forceinline__ float unkey(u32 key) {
-        return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+    return x;
+}
+__device__ __forceinline__ u64 warp_total(u64 x) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, lanes);
     }
-
-    // e^x rounded to f32, for x <= 0: 2^n · p(r), |r| <= ln 2 / 2, in f64.
-    static __device__ __forceinline__ float exp_rounded(float x32) {
-        if (x32 < -104.0f) {
-            return 0.0f;
-        }
-        double x = x32;
-        int n = __double2int_rn(x * 1.4426950408889634);
-        double r = fma(static_cast<double>(n), -0.69314718055994529, x);
-        r = fma(static_cast<double>(n), -2.3190468138462996e-17, r);
-        double y = 1.0 / 479001600;
-        y = fma(y, r, 1.0 / 39916800);
-        y = fma(y, r, 1.0 / 3628800);
-        y = fma(y, r, 1.0 / 362880);
-        y = fma(y, r, 1.0 / 40320);
-        y = fma(y, r, 1.0 / 5040);
-        y = fma(y, r, 1.0 / 720);
-        y = fma(y, r, 1.0 / 120);
-        y = fma(y, r, 1.0 / 24);
-        y = fma(y, r, 1.0 / 6);
-        y = fma(y, r, 0.5);
-        y = fma(y, r, 1.0);
-        y = fma(y, r, 1.0);
-        return static_cast<float>(y * __longlong_as_double(static_cast<long long>(n + 1023) << 52));
+    return x;
+}
+// The sum of this lane's and all lower lanes' values.
+__device__ __forceinline__ u64 warp_scan(u64 x) {
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        u64 below = __shfl_up_sync(0xffffffffu, x, lanes);
+        x += threadIdx.x % 32 >= lanes ? below : 0;
     }
+    return x;
+}
 
-    __device__ __forceinline__ u32 block_sum_u32(u32 x) {
-        x = __reduce_add_sync(0xffffffffu, x);
-        __syncthreads();
-        if (lane == 0) {
-            shared_u32[warp] = x;
-        }
-        __syncthreads();
-        u32 sum = 0;
-        for (u32 i = 0; i < WARPS; i++) {
-            sum += shared_u32[i];
-        }
-        return sum;
+__device__ __forceinline__ void answer(const QwenvlSample &p, u32 row, u32 token) {
+    p.tokens[row] = token;
+    if (token < p.history_words * 32) {
+        p.history[row * p.history_words + token / 32] |= 1u << token % 32;
     }
+}
 
-    static __device__ __forceinline__ double warp_sum_f64(double x) {
-        for (int lanes = 16; lanes > 0; lanes /= 2) {
-            x += __shfl_xor_sync(0xffffffffu, x, lanes);
+extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_constant__ QwenvlSample p) {
+    __shared__ u64 found[8];
+    __shared__ u32 is_last;
+    const u32 row = blockIdx.y, slices = gridDim.x;
+    const QwenvlSampleRow params = p.params[row];
+    const float *logits = p.logits + static_cast<u64>(row) * p.vocab;
+    const u32 *history = p.history + row * p.history_words;
+    const bool penalised = params.repetition_penalty != 1.0f, sampled = params.temperature > 0.0f;
+    // Key and id in one number: the largest has the largest score and of those the lowest id.
+    u64 best = 0;
+#pragma unroll 4
+    for (u32 i = 0; i < SLICE / THREADS; i++) {
+        u32 id = blockIdx.x * SLICE + i * THREADS + threadIdx.x;
+        if (id < p.vocab) {
+            float score = logits[id];
+            if (penalised && history[id / 32] >> id % 32 & 1) {
+                score = score < 0.0f ? __fmul_rn(score, params.repetition_penalty)
+                                     : __fdiv_rn(score, params.repetition_penalty);
+            }
+            if (sampled) {
+                score = params.temperature == 1.0f ? score : __fdiv_rn(score, params.temperature);
+                p.scores[static_cast<u64>(row) * p.vocab + id] = score;
+            }
+            best = max(best, static_cast<u64>(key_of(score)) << 32 | (0xffffffffu - id));
         }
-        return x;
     }
-
-    // The sum over the block; `before` is that of the warps before this one.
-    __device__ __forceinline__ double block_sum_f64(double x, double &before) {
-        x = warp_sum_f64(x);
-        __syncthreads();
-        if (lane == 0) {
-            shared_f64[warp] = x;
-        }
-        __syncthreads();
-        double sum = 0.0;
-        for (u32 i = 0; i < WARPS; i++) {
-            before = i == warp ? sum : before;
-            sum += shared_f64[i];
-        }
-        return sum;
+    best = warp_max(best);
+    if (threadIdx.x % 32 == 0) {
+        found[threadIdx.x / 32] = best;
     }
-
-    // The lowest id of the largest of `from`; NO_TOKEN if one is NaN, if it is infinite or if all are minus infinity.
-    __device__ __forceinline__ u32 argmax(const float *from) {
-        u32 best = 0, id = NO_TOKEN, unusable = 0;
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            float x = from[i];
-            u32 k = key(x == 0.0f ? 0.0f : x); // −0 equals 0
-            unusable |= x != x || x == INFINITY;
-            if (x > -INFINITY && k > best) {
-                best = k;
-                id = i;
-            }
+    __syncthreads();
+    u64 *parts = p.best + static_cast<u64>(row) * (slices + 1);
+    if (threadIdx.x == 0) {
+        for (u32 warp = 1; warp < 8; warp++) {
+            best = max(best, found[warp]);
         }
-        unusable = block_sum_u32(unusable);
-        u32 largest = __reduce_max_sync(0xffffffffu, best);
-        __syncthreads();
-        if (lane == 0) {
-            shared_u32[warp] = largest;
-        }
-        __syncthreads();
-        for (u32 i = 0; i < WARPS; i++) {
-            largest = max(largest, shared_u32[i]);
-        }
-        id = __reduce_min_sync(0xffffffffu, best == largest ? id : NO_TOKEN);
-        __syncthreads();
-        if (lane == 0) {
-            shared_u32[warp] = id;
-        }
-        __syncthreads();
-        for (u32 i = 0; i < WARPS; i++) {
-            id = min(id, shared_u32[i]);
-        }
-        return unusable ? NO_TOKEN : id;
+        __stcg(parts + blockIdx.x, best);
+        __threadfence();
+        is_last = atomicInc(p.arrivals + row, slices - 1) == slices - 1; // zero again after the last
+        __threadfence();
     }
-
-    // The key of the k-th largest score: 8 bits at a time, counts in shared memory.
-    __device__ __forceinline__ u32 kth_key(u32 k) {
-        u32 prefix = 0;
-        for (int shift = 24; shift >= 0; shift -= 8) {
-            __syncthreads();
-            for (u32 i = threadIdx.x; i < 256; i += SAMPLE_THREADS) {
-                shared_u32[i] = 0;
-            }
-            __syncthreads();
-            u32 above = shift == 24 ? 0 : 0xffffffffu << (shift + 8);
-            for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-                float x = scores[i];
-                if (x > -INFINITY && (key(x) & above) == prefix) {
-                    atomicAdd(shared_u32 + (key(x) >> shift & 255), 1);
-                }
-            }
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                u32 digit = 255;
-                while (digit > 0 && shared_u32[digit] < k) {
-                    k -= shared_u32[digit--];
-                }
-                shared_u32[256] = digit;
-                shared_u32[257] = k;
-            }
-            __syncthreads();
-            prefix |= shared_u32[256] << shift;
-            k = shared_u32[257];
-        }
-        return prefix;
+    __syncthreads();
+    if (!is_last || threadIdx.x >= 32) {
+        return;
     }
-
-    // Σ e^(score − largest) over scores whose key is above `bound`.
-    __device__ __forceinline__ double mass_above(u32 bound, float largest) {
-        double sum = 0.0, before;
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            float x = scores[i];
-            if (x > -INFINITY && key(x) > bound) {
-                sum += static_cast<double>(exp_rounded(x - largest));
-            }
-        }
-        return block_sum_f64(sum, before);
+    best = 0;
+    for (u32 i = threadIdx.x; i < slices; i += 32) {
+        best = max(best, __ldcg(parts + i));
     }
-
-    static __device__ __forceinline__ u32 philox_first(const u32 (&seed)[2], const u32 (&position)[2]) {
-        u32 c0 = position[0], c1 = position[1], c2 = 0, c3 = 0, k0 = seed[0], k1 = seed[1];
-        for (int round = 0; round < 10; round++) {
-            u64 a = static_cast<u64>(c0) * 0xd2511f53u, b = static_cast<u64>(c2) * 0xcd9e8d57u;
-            c0 = static_cast<u32>(b >> 32) ^ c1 ^ k0;
-            c1 = static_cast<u32>(b);
-            c2 = static_cast<u32>(a >> 32) ^ c3 ^ k1;
-            c3 = static_cast<u32>(a);
-            k0 += 0x9e3779b9u;
-            k1 += 0xbb67ae85u;
+    best = warp_max(best);
+    if (threadIdx.x == 0) {
+        u32 key = static_cast<u32>(best >> 32);
+        bool usable = key > MINUS_INFINITY && key < PLUS_INFINITY;
+        if (!usable || !sampled) {
+            answer(p, row, usable ? 0xffffffffu - static_cast<u32>(best) : QWENVL_NO_TOKEN);
         }
-        return c0;
+        parts[slices] = usable && sampled ? best : 0;
     }
+}
 
-    // Each warp has a stretch of ids, a multiple of 32, so that sums and searches go by id.
-    __device__ __forceinline__ u32 stretch() const { return (p.vocab + SAMPLE_THREADS - 1) / SAMPLE_THREADS * 32; }
-
-    // Drops scores for which `dropped(id, score)`.
-    template <class F> __device__ __forceinline__ void drop(F dropped) {
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            if (dropped(i, scores[i])) {
-                scores[i] = -INFINITY;
-            }
-        }
-        __syncthreads();
+// The first word of Philox4x32 with ten rounds, as engine/sampler/philox.rs has it.
+__device__ __forceinline__ u32 philox(const u32 (&position)[2], const u32 (&seed)[2]) {
+    u32 c[4] = {position[0], position[1], 0, 0}, k[2] = {seed[0], seed[1]};
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        u32 a = __umulhi(c[0], 0xd2511f53u), b = __umulhi(c[2], 0xcd9e8d57u);
+        u32 low_a = c[0] * 0xd2511f53u, low_b = c[2] * 0xcd9e8d57u;
+        c[0] = b ^ c[1] ^ k[0];
+        c[1] = low_b;
+        c[2] = a ^ c[3] ^ k[1];
+        c[3] = low_a;
+        k[0] += 0x9e3779b9u;
+        k[1] += 0xbb67ae85u;
     }
+    return c[0];
+}
 
-    __device__ __forceinline__ void top_p(float top_p, u32 best) {
-        float largest = scores[best];
-        double wanted = static_cast<double>(top_p) * mass_above(0, largest);
-        // The lowest key such that what ranks above it weighs less than wanted.
-        u32 low = 0, high = key(largest == 0.0f ? 0.0f : largest); // 0 ranks above −0
-        while (low < high) {
-            u32 middle = low + (high - low) / 2;
-            if (mass_above(middle, largest) < wanted) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        // Of those that tie there, the first by id.
-        double above = mass_above(high, largest), weight = static_cast<double>(exp_rounded(unkey(high) - largest));
-        u32 ties = 0;
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            ties += key(scores[i]) == high;
-        }
-        ties = block_sum_u32(ties);
-        u32 kept = 0;
-        while (kept < ties && above < wanted) {
-            above += weight;
-            kept++;
-        }
-        u32 end = p.vocab; // ties with ids below stay
-        if (kept < ties) {
-            u32 lowest = 0, highest = p.vocab;
-            while (lowest < highest) {
-                u32 middle = lowest + (highest - lowest) / 2, count = 0;
-                for (u32 i = threadIdx.x; i < middle; i += SAMPLE_THREADS) {
-                    count += key(scores[i]) == high;
-                }
-                if (block_sum_u32(count) >= kept) {
-                    highest = middle;
-                } else {
-                    lowest = middle + 1;
-                }
-            }
-            end = highest;
-        }
-        drop([&](u32 id, float x) { return id != best && (key(x) < high || (key(x) == high && id >= end)); });
-    }
+// Where a running total over ranked bins reaches a limit.
+struct Cut {
+    u32 bin;
+    u64 above[2]; // ids and their mass in the bins before
+    u64 inside[2];
+};
 
-    __device__ __forceinline__ u32 draw(const QwenvlSampleRow &params, u32 best) {
-        float largest = scores[best];
-        u32 first = warp * stretch(), last = min(first + stretch(), p.vocab);
-        double sum = 0.0, before = 0.0;
-        for (u32 i = first + lane; i < last; i += 32) {
-            sum += static_cast<double>(exp_rounded(scores[i] - largest));
-        }
-        double total = block_sum_f64(sum, before), mine = warp_sum_f64(sum);
-        double target = static_cast<double>(philox_first(params.seed, params.position)) / 4294967296.0 * total;
-        double end = before + mine;
-        // Walk this warp's stretch, unless it ends below: the first id at which the sum up to and with it is above the target.
-        u32 found = NO_TOKEN;
-        for (u32 i = first; i < last && found == NO_TOKEN && end > target; i += 32) {
-            double x = i + lane < last ? static_cast<double>(exp_rounded(scores[i + lane] - largest)) : 0.0;
-            double upto = x;
-            for (u32 lanes = 1; lanes < 32; lanes *= 2) {
-                double other = __shfl_up_sync(0xffffffffu, upto, lanes);
-                upto += lane >= lanes ? other : 0.0;
-            }
-            u32 here = x > 0.0 && before + upto > target ? i + lane : NO_TOKEN;
-            found = __reduce_min_sync(0xffffffffu, here);
-            before += __shfl_sync(0xffffffffu, upto, 31);
-        }
-        __syncthreads();
-        if (lane == 0) {
-            shared_u32[warp] = found;
-        }
-        __syncthreads();
-        u32 id = NO_TOKEN;
-        for (u32 i = 0; i < WARPS; i++) {
-            id = min(id, shared_u32[i]);
-        }
-        // Rounding may leave the target just above the last sum: then the last candidate.
-        if (id == NO_TOKEN) {
-            u32 last_id = 0;
-            for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-                last_id = exp_rounded(scores[i] - largest) > 0.0f ? i : last_id;
-            }
-            last_id = __reduce_max_sync(0xffffffffu, last_id);
-            __syncthreads();
-            if (lane == 0) {
-                shared_u32[warp] = last_id;
-            }
-            __syncthreads();
-            id = 0;
-            for (u32 i = 0; i < WARPS; i++) {
-                id = max(id, shared_u32[i]);
-            }
-        }
-        return id;
-    }
+struct Shared {
+    u32 coarse_count[COARSE], digit_count[DIGITS];
+    u64 coarse_mass[COARSE], digit_mass[DIGITS];
+    u64 totals[WARPS][2];
+    Cut cut;
+    u32 choice;
+    u64 rest[2];
+};
 
-    __device__ __forceinline__ u32 run() {
-        QwenvlSampleRow params = p.params[row];
-        u32 best = argmax(logits);
-        bool greedy = params.temperature == 0.0f;
-        if (best == NO_TOKEN || (greedy && params.repetition_penalty == 1.0f)) {
-            return best;
-        }
-        const u32 *history = p.history + static_cast<u64>(row) * p.history_words;
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            float x = logits[i];
-            if (params.repetition_penalty != 1.0f && history[i / 32] >> i % 32 & 1) {
-                x = x < 0.0f ? x * params.repetition_penalty : x / params.repetition_penalty;
-            }
-            if (!greedy && params.temperature != 1.0f) {
-                x = x / params.temperature;
-            }
-            scores[i] = x;
-        }
-        __syncthreads();
-        best = argmax(scores);
-        if (best == NO_TOKEN || greedy) {
-            return best;
-        }
-        u32 count = 0;
-        for (u32 i = threadIdx.x; i < p.vocab; i += SAMPLE_THREADS) {
-            count += scores[i] > -INFINITY;
-        }
-        count = block_sum_u32(count);
-        if (params.top_k > 0 && params.top_k < count) {
-            float threshold = unkey(kth_key(params.top_k));
-            drop([&](u32, float x) { return !(x >= threshold); });
-        }
-        if (params.top_p < 1.0f) {
-            top_p(params.top_p, best);
-        }
-        return draw(params, best);
+// One row of scores, and how its ids rank.
+struct Row {
+    const float *scores;
+    u32 vocab;
+    float largest;
+
+    __device__ __forceinline__ u64 mass(float score) const { return static_cast<u64>(expf(score - largest) * 1099511627776.0f); }
+    __device__ __forceinline__ u32 coarse(float score) const {
+        return min(static_cast<u32>((largest - score) * 32.0f), COARSE - 1);
     }
 };
 
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample(const __grid_constant__ QwenvlSample p) {
-    __shared__ u32 shared_u32[256 + 64];
-    __shared__ double shared_f64[WARPS];
-    u64 at = static_cast<u64>(blockIdx.x) * p.vocab;
-    Sampler sampler{p, blockIdx.x, threadIdx.x % 32, threadIdx.x / 32, p.logits + at, p.scores + at, shared_u32, shared_f64};
-    u32 token = sampler.run();
-    if (threadIdx.x == 0) {
-        p.tokens[blockIdx.x] = token;
+// Finds the first of N bins, in rank order, with which the total reaches `limit`; the total is of ids (WHAT = 0) or of
+// their mass (1). Bins rank by their index, with REVERSED from the last to the first.
+template <u32 N, bool REVERSED>
+__device__ void find_cut(Shared &s, const u32 *count, const u64 *mass, u32 what, u64 limit) {
+    constexpr u32 EACH = N / SAMPLE_THREADS;
+    u64 own[2] = {0, 0};
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        u32 rank = threadIdx.x * EACH + i, bin = REVERSED ? N - 1 - rank : rank;
+        own[0] += count[bin];
+        own[1] += mass[bin];
+    }
+    u64 to[2] = {warp_scan(own[0]), warp_scan(own[1])};
+    if (threadIdx.x % 32 == 31) {
+        s.totals[threadIdx.x / 32][0] = to[0];
+        s.totals[threadIdx.x / 32][1] = to[1];
+    }
+    __syncthreads();
+    u64 above[2] = {to[0] - own[0], to[1] - own[1]};
+    for (u32 warp = 0; warp < threadIdx.x / 32; warp++) {
+        above[0] += s.totals[warp][0];
+        above[1] += s.totals[warp][1];
+    }
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        u32 rank = threadIdx.x * EACH + i, bin = REVERSED ? N - 1 - rank : rank;
+        u64 inside[2] = {count[bin], mass[bin]};
+        if (above[what] < limit && above[what] + inside[what] >= limit) {
+            s.cut.bin = bin;
+            s.cut.above[0] = above[0], s.cut.above[1] = above[1];
+            s.cut.inside[0] = inside[0], s.cut.inside[1] = inside[1];
+        }
+        above[0] += inside[0];
+        above[1] += inside[1];
+    }
+    __syncthreads();
+}
+
+// A key, and what ranks above it and equals it.
+struct Threshold {
+    u32 key;
+    u64 above[2], equal[2];
+};
+
+// The key with which the total of ids (0) or mass (1), from the largest score down, reaches `limit`.
+__device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 limit) {
+    find_cut<COARSE, false>(s, s.coarse_count, s.coarse_mass, what, limit);
+    Threshold at = {0, {s.cut.above[0], s.cut.above[1]}, {0, 0}};
+    const u32 bin = s.cut.bin;
+    u32 known = 0; // bits of the key that are decided
+#pragma unroll 1
+    for (int shift = 21; shift >= -1; shift -= 11) {
+        const u32 low = max(shift, 0), width = shift < 0 ? 10 : 11;
+        for (u32 i = threadIdx.x; i < DIGITS; i += SAMPLE_THREADS) {
+            s.digit_count[i] = 0;
+            s.digit_mass[i] = 0;
+        }
+        __syncthreads();
+        for (u32 id = threadIdx.x; id < row.vocab; id += SAMPLE_THREADS) {
+            float score = row.scores[id];
+            u32 key = key_of(score);
+            if (row.coarse(score) == bin && (key & known) == at.key) {
+                u32 digit = key >> low & ((1u << width) - 1);
+                atomicAdd(s.digit_count + digit, 1u);
+                atomicAdd(s.digit_mass + digit, row.mass(score));
+            }
+        }
+        __syncthreads();
+        find_cut<DIGITS, true>(s, s.digit_count, s.digit_mass, what, limit - at.above[what]);
+        at.key |= s.cut.bin << low;
+        known |= ((1u << width) - 1) << low;
+        for (int i = 0; i < 2; i++) {
+            at.above[i] += s.cut.above[i];
+            at.equal[i] = s.cut.inside[i];
+        }
+        __syncthreads();
+    }
+    return at;
+}
+
+extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __grid_constant__ QwenvlSample p) {
+    __shared__ Shared s;
+    const u32 row_index = blockIdx.x, slices = (p.vocab + SLICE - 1) / SLICE;
+    const u64 best = p.best[static_cast<u64>(row_index) * (slices + 1) + slices];
+    if (best == 0) {
+        return; // answered by argmax
+    }
+    const QwenvlSampleRow params = p.params[row_index];
+    const Row row = {p.scores + static_cast<u64>(row_index) * p.vocab, p.vocab, score_of(static_cast<u32>(best >> 32))};
+
+    for (u32 i = threadIdx.x; i < COARSE; i += SAMPLE_THREADS) {
+        s.coarse_count[i] = 0;
+        s.coarse_mass[i] = 0;
+    }
+    __syncthreads();
+    for (u32 id = threadIdx.x; id < row.vocab; id += SAMPLE_THREADS) {
+        float score = row.scores[id];
+        u32 bin = row.coarse(score);
+        atomicAdd(s.coarse_count + bin, 1u);
+        atomicAdd(s.coarse_mass + bin, row.mass(score));
+    }
+    __syncthreads();
+
+    // Kept are the keys above `last`, and the first `ties` of those that equal it.
+    u32 last = 0, ties = 0xffffffffu;
+    u64 total = 0; // mass of what is kept
+    if (params.top_k != 0 && params.top_k < row.vocab) {
+        Threshold at = find_threshold(s, row, 0, params.top_k);
+        last = at.key;
+        total = at.above[1] + at.equal[1];
+    } else {
+        total = warp_total(s.coarse_mass[threadIdx.x]); // COARSE is the number of threads
+        if (threadIdx.x % 32 == 0) {
+            s.totals[threadIdx.x / 32][1] = total;
+        }
+        __syncthreads();
+        total = 0;
+        for (u32 warp = 0; warp < WARPS; warp++) {
+            total += s.totals[warp][1];
+        }
+        __syncthreads();
+    }
+    if (params.top_p < 1.0f) {
+        // In units of 2^-32. At least one unit of mass: the most probable id is always kept.
+        u64 share = static_cast<u64>(params.top_p * 4294967296.0f);
+        u64 limit = max(__umul64hi(total, share << 32), 1ull);
+        Threshold at = find_threshold(s, row, 1, limit);
+        last = at.key;
+        u64 each = row.mass(score_of(last));
+        ties = static_cast<u32>((limit - at.above[1] + each - 1) / each);
+        total = at.above[1] + ties * each;
+    }
+
+    // The id with which the running total in the order of ids exceeds the drawn number. Twice each warp sums a 32nd of
+    // the range, and the range becomes that of the warp where it happens; the rest is walked.
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u64 target = __umul64hi(total, static_cast<u64>(philox(params.position, params.seed)) << 32);
+    u32 first = 0, end = row.vocab;
+#pragma unroll 1
+    for (int round = 0; round < 2; round++) {
+        const u32 width = (end - first + WARPS - 1) / WARPS;
+        const u32 from = min(first + warp * width, end), to = min(from + width, end);
+        u64 equal = 0, mass = 0;
+        for (u32 id = from + lane; id < to; id += 32) {
+            float score = row.scores[id];
+            u32 key = key_of(score);
+            equal += key == last;
+            mass += key > last ? row.mass(score) : 0;
+        }
+        equal = warp_total(equal), mass = warp_total(mass);
+        if (lane == 0) {
+            s.totals[warp][0] = equal;
+            s.totals[warp][1] = mass;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            u64 each = row.mass(score_of(last));
+            u32 at = 0;
+            for (; at < WARPS - 1; at++) {
+                u64 kept = min(s.totals[at][0], static_cast<u64>(ties));
+                u64 sum = s.totals[at][1] + kept * each;
+                if (sum > target) {
+                    break;
+                }
+                target -= sum;
+                ties -= static_cast<u32>(kept);
+            }
+            s.choice = at;
+            s.rest[0] = ties;
+            s.rest[1] = target;
+        }
+        __syncthreads();
+        ties = static_cast<u32>(s.rest[0]);
+        target = s.rest[1];
+        first = min(first + s.choice * width, end);
+        end = min(first + width, end);
+        __syncthreads();
+    }
+    if (warp != 0) {
+        return;
+    }
+    for (u32 start = first; start < end; start += 32) {
+        const u32 id = start + lane;
+        float score = id < end ? row.scores[id] : -INFINITY;
+        u32 key = key_of(score);
+        u32 equal = __ballot_sync(0xffffffffu, id < end && key == last);
+        bool kept = id < end && (key > last || (key == last && __popc(equal & ((1u << lane) - 1)) < ties));
+        u64 sum = warp_scan(kept ? row.mass(score) : 0);
+        u32 over = __ballot_sync(0xffffffffu, sum > target);
+        if (over != 0) {
+            if (lane == 0) {
+                answer(p, row_index, start + __ffs(over) - 1);
+            }
+            return;
+        }
+        target -= __shfl_sync(0xffffffffu, sum, 31);
+        ties -= min(static_cast<u32>(__popc(equal)), ties);
     }
 }

@@ -1,4 +1,4 @@
-//! sample: launcher of the kernel that picks the next tokens.
+//! sample: launcher of the kernels that pick the next tokens.
 
 use cudarc::driver::CudaStream;
 
@@ -17,7 +17,7 @@ pub struct Sample {
     pub logits: Address,
     /// `[rows, vocab]` f32, scratch.
     pub scores: Address,
-    /// `[rows, history_words]` u32: a bit for each id that occurred; read if a penalty is set.
+    /// `[rows, history_words]` u32: a bit for each id that occurred. The new ones are added.
     pub history: Address,
     /// Words of a row: at least `vocab / 32`, rounded up.
     pub history_words: usize,
@@ -25,10 +25,21 @@ pub struct Sample {
     pub params: Address,
     /// `[rows]` u32, or [`NO_TOKEN`].
     pub tokens: Address,
+    /// [`best_len`] of u64, scratch.
+    pub best: Address,
+    /// `[rows]` u32: zero before the first launch, and after each.
+    pub arrivals: Address,
+    /// Whether a row may have a temperature above zero; else one launch less is made.
+    pub drawn: bool,
     /// Rows.
     pub rows: usize,
     /// Ids.
     pub vocab: usize,
+}
+
+/// Length of [`Sample::best`].
+pub const fn best_len(rows: usize, vocab: usize) -> usize {
+    rows * (vocab.div_ceil(abi::QWENVL_SAMPLE_SLICE as usize) + 1)
 }
 
 impl Kernels {
@@ -40,7 +51,7 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Sample`] says.
     pub unsafe fn sample(&self, stream: &CudaStream, s: &Sample) -> Result<()> {
-        check("sample", s.rows > 0 && s.vocab > 0 && s.vocab < 1 << 31, || {
+        check("sample", (1..=65535).contains(&s.rows) && (1..1 << 18).contains(&s.vocab), || {
             format!("{} rows of {} logits", s.rows, s.vocab)
         })?;
         check("sample", s.history_words >= s.vocab.div_ceil(32), || {
@@ -49,14 +60,22 @@ impl Kernels {
         let p = abi::QwenvlSample {
             logits: s.logits as *const f32,
             scores: s.scores as *mut f32,
-            history: s.history as *const u32,
+            history: s.history as *mut u32,
             params: s.params as *const SampleRow,
             tokens: s.tokens as *mut u32,
+            best: s.best as *mut u64,
+            arrivals: s.arrivals as *mut u32,
             rows: s.rows as u32,
             vocab: s.vocab as u32,
             history_words: s.history_words as u32,
         };
+        let slices = p.vocab.div_ceil(abi::QWENVL_SAMPLE_SLICE);
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, "sample", (s.rows as u32, 1, 1), 1024, &p) }
+        unsafe { self.launch(stream, "argmax", (slices, p.rows, 1), 256, &p)? };
+        if s.drawn {
+            // SAFETY: the caller's promise; argmax is before it on the stream.
+            unsafe { self.launch(stream, "sample", (p.rows, 1, 1), 1024, &p)? };
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! norm, embed, patchify, pointwise.
 
 use qwenvl::kernels::cuda::linear::{Kv, Rope, RopePairs};
-use qwenvl::kernels::cuda::norm::{Embed, Norm, NormKind, Patchify};
+use qwenvl::kernels::cuda::norm::{Embed, MAX_LAYER_COLS, Norm, NormKind, Patchify};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use qwenvl_graph::op::{Heads, MRope};
 use qwenvl_graph::{Activation, DType};
@@ -26,6 +26,9 @@ fn norms_match_their_formulas() {
             for (kind, index) in
                 [(NormKind::Rms, None), (NormKind::Rms, Some(&index)), (NormKind::Layer(b_at.at), None)]
             {
+                if matches!(kind, NormKind::Layer(_)) && cols > MAX_LAYER_COLS {
+                    continue;
+                }
                 let out = Buffer::poisoned(rows * cols * 2);
                 let stream = gpu().stream();
                 let n = Norm {
@@ -172,7 +175,7 @@ fn patches_come_in_merged_order_from_both_frames() {
     let dim = 3 * 2 * patch * patch;
     let (slices, table_at) = (Buffer::of(&slices), Buffer::of(&table));
     for half in HALVES {
-        for (first_row, rows) in [(0, total), (5, 9)] {
+        for (first_row, rows) in [(0, total), (4, 8)] {
             let out = Buffer::poisoned(rows * dim * 2);
             let stream = gpu().stream();
             let c = Patchify {

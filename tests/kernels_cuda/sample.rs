@@ -1,8 +1,8 @@
 //! sample, beside the sampler of the host.
 
-use qwenvl::SamplingParams;
-use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample};
-use qwenvl::sampler::{Sampler, TokenSet};
+
+use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
+use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
 
 use crate::common::rng::Rng;
 use crate::gpu::*;
@@ -39,6 +39,7 @@ fn device(rows: &[Row]) -> Vec<u32> {
     }
     let (logits, history, params) = (Buffer::of(&logits), Buffer::of(&history), Buffer::of(&params));
     let (scores, tokens) = (Buffer::poisoned(rows.len() * vocab * 4), Buffer::poisoned(rows.len() * 4));
+    let (best, arrivals) = (Buffer::poisoned(best_len(rows.len(), vocab) * 8), Buffer::zeroed(rows.len() * 4));
     let stream = gpu().stream();
     let s = Sample {
         logits: logits.at,
@@ -47,6 +48,9 @@ fn device(rows: &[Row]) -> Vec<u32> {
         history_words: words,
         params: params.at,
         tokens: tokens.at,
+        best: best.at,
+        arrivals: arrivals.at,
+        drawn: true,
         rows: rows.len(),
         vocab,
     };
