@@ -7,6 +7,7 @@
 pub mod awq;
 mod embedded;
 mod files;
+pub mod gptq;
 mod mapping;
 pub mod names;
 pub mod safetensors;
@@ -22,8 +23,8 @@ use qwenvl_graph::{DType, ModelConfig};
 
 pub use awq::AwqLinear;
 use files::{Source, WeightFile};
+pub use gptq::GptqLinear;
 pub use tensor::{TensorHandle, TensorRef, check_finite, to_f32_vec};
-pub use validate::check_runnable;
 
 use crate::error::{Error, Result};
 

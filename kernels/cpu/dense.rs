@@ -439,10 +439,8 @@ unsafe fn wide_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps
             // Two rows at a time; a last, odd one twice.
             let j = (i + 1).min(M - 1);
             let both = S::wide_sums([acc[i][0], acc[i][1], acc[j][0], acc[j][1]]);
-            for o in 0..4 {
-                sums[i][o] = both[o];
-                sums[j][o] = both[4 + o];
-            }
+            sums[i].copy_from_slice(&both[..4]);
+            sums[j].copy_from_slice(&both[4..]);
             i += 2;
         }
         sums

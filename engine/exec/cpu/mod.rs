@@ -17,8 +17,9 @@ use super::{DecoderCall, Executor, Peaks, Phase, VisionCall};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::cpu::attention::KvPages;
-use crate::kernels::cpu::int4::QuantizedRows;
+use crate::kernels::cpu::linear::MAX_PARTS;
 use crate::kernels::cpu::rope::RopeTable;
+use crate::kernels::cpu::rounded::QuantizedRows;
 use crate::kernels::cpu::{Aligned, Isa, Pool, peak};
 
 /// Told what is being loaded: bytes done, bytes in all.
@@ -44,7 +45,7 @@ struct Memory {
     kv: KvPages,
     /// Of each thread.
     scratch: Vec<Aligned<f32>>,
-    rounded: QuantizedRows,
+    rounded: [QuantizedRows; MAX_PARTS],
     angles: RopeTable,
     /// Patches of each temporal slice of the vision call.
     slices: Vec<Range<usize>>,
@@ -97,6 +98,12 @@ impl CpuExecutor {
         let vision_weights = Weights::bind(&plan.vision.graph, &checkpoint, &mut pool, &mut advance)?;
         let decoder_weights = Weights::bind(&plan.prefill.graph, &checkpoint, &mut pool, &mut advance)?;
 
+        let mut rounded = <[QuantizedRows; MAX_PARTS]>::default();
+        for program in [&plan.prefill, &plan.decode] {
+            let m = program.bounds.tokens;
+            decoder_weights.reserve_rounded(&program.graph, &checkpoint, m, &mut rounded);
+        }
+
         let text = &plan.config.text;
         let kernels = || plan.programs().into_iter().flat_map(|p| &p.kernels);
         let thread_bytes = kernels().map(|k| k.thread_bytes).max().unwrap_or(0);
@@ -106,7 +113,7 @@ impl CpuExecutor {
             visual: zeros(plan.memory.visual_bytes),
             kv: KvPages::new(plan.kv_pages(), text.num_hidden_layers, heads(&plan)),
             scratch: (0..pool.threads()).map(|_| zeros(thread_bytes)).collect(),
-            rounded: rounded_rows(&plan),
+            rounded,
             angles: RopeTable::with_capacity(
                 plan.prefill.bounds.tokens.max(plan.options.max_seqs),
                 text.head_dim(),
@@ -143,25 +150,6 @@ fn heads(plan: &Plan) -> qwenvl_graph::op::Heads {
         n_kv_heads: t.num_key_value_heads,
         head_dim: t.head_dim(),
     }
-}
-
-/// Room for the largest rounded input of any linear layer with integer weights.
-fn rounded_rows(plan: &Plan) -> QuantizedRows {
-    let mut out = QuantizedRows::default();
-    for program in [&plan.prefill, &plan.decode] {
-        for node in &program.graph.nodes {
-            let Op::Linear { parts, k, .. } = &node.op else { continue };
-            let weight = program.graph.weight(parts[0].weight).kind;
-            if let qwenvl_graph::WeightKind::Matrix {
-                format: qwenvl_graph::weights::WeightFormat::Int4 { group },
-                ..
-            } = weight
-            {
-                out.reserve(program.bounds.tokens, *k, group);
-            }
-        }
-    }
-    out
 }
 
 impl Executor for CpuExecutor {
