@@ -1,5 +1,6 @@
 //! The engine: a checkpoint, its plan, and an executor that answers requests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use qwenvl_graph::{Device, Plan, PlanOptions};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::exec::cpu::{CpuExecutor, Progress};
+use crate::exec::cpu::{CacheUse, CpuExecutor, Progress};
 use crate::exec::{Executor, Peaks};
 use crate::frontend::{Frontend, Prepared, ms};
 use crate::generate::{Event, RequestId, Scheduler, Work};
@@ -35,6 +36,8 @@ pub struct EngineOptions {
     pub max_visual_tokens: Option<usize>,
     /// Whether to run the plan's fusion passes.
     pub fuse: bool,
+    /// Directory that keeps repacked weights from one start to the next; none if `None`.
+    pub repack_cache: Option<PathBuf>,
 }
 
 impl Default for EngineOptions {
@@ -48,6 +51,7 @@ impl Default for EngineOptions {
             max_pixels: None,
             max_visual_tokens: None,
             fuse: true,
+            repack_cache: None,
         }
     }
 }
@@ -112,6 +116,7 @@ pub struct Engine {
     executor: Box<dyn Executor>,
     scheduler: Scheduler,
     load_ms: f64,
+    cache: Option<CacheUse>,
 }
 
 impl Engine {
@@ -150,9 +155,12 @@ impl Engine {
         }
         let device = Device::cpu(threads, host::available_memory_bytes(), 0.0, 0.0);
         let plan = Plan::new(&config, &device, &options.plan_options(&frontend))?;
-        let executor = Box::new(CpuExecutor::bind(plan, Arc::new(checkpoint), progress)?);
+        let cache = options.repack_cache.as_deref();
+        let executor = CpuExecutor::bind(plan, Arc::new(checkpoint), cache, progress)?;
+        let cache = executor.cache().cloned();
+        let executor = Box::new(executor);
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
-        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()) })
+        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()), cache })
     }
 
     /// The plan it runs.
@@ -163,6 +171,11 @@ impl Engine {
     /// What makes prompts.
     pub fn frontend(&self) -> &Frontend {
         &self.frontend
+    }
+
+    /// What became of the repack cache, if one was asked for.
+    pub fn repack_cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// Milliseconds that binding the weights took.

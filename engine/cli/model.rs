@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
+use qwenvl::exec::cpu::CacheUse;
 use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request};
 
 /// Which model, on which device.
@@ -20,6 +21,10 @@ pub struct ModelArgs {
     /// Threads on the CPU [default: all processors].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Keep repacked int4 and int8 weights in this directory, so that the next start only maps them. May
+    /// be the checkpoint's own. A file that is damaged or of other weights is written anew.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub repack_cache: Option<PathBuf>,
     /// Smallest picture in pixels; smaller ones are enlarged [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub min_pixels: Option<u64>,
@@ -106,7 +111,11 @@ impl ModelArgs {
         frontend: Frontend,
         options: EngineOptions,
     ) -> anyhow::Result<Engine> {
-        let options = EngineOptions { threads: self.threads.map(usize::from), ..options };
+        let options = EngineOptions {
+            threads: self.threads.map(usize::from),
+            repack_cache: self.repack_cache.clone(),
+            ..options
+        };
         let mut bar: Option<ProgressBar> = None;
         let start = Instant::now();
         let visible = std::io::stderr().is_terminal();
@@ -122,6 +131,15 @@ impl ModelArgs {
         })?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
+        }
+        match engine.repack_cache() {
+            Some(CacheUse::Written(path, reason)) => {
+                eprintln!("note: wrote the repack cache {} ({reason})", path.display());
+            }
+            Some(CacheUse::NotNeeded) => {
+                eprintln!("note: --repack-cache has no effect: these weights run as they are stored");
+            }
+            Some(CacheUse::Mapped(_)) | None => {}
         }
         Ok(engine)
     }

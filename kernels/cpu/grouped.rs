@@ -207,6 +207,40 @@ impl<C: Codes> GroupedMatrix<C> {
         GroupedMatrix { n, k, group, groups, order, codes, scales, zeros }
     }
 
+    /// A matrix `[n, k]` that was packed before; `None` if the lengths do not fit.
+    pub fn from_planes(
+        (n, k, group): (usize, usize, usize),
+        order: Option<Arc<InputOrder>>,
+        codes: Plane<u32>,
+        scales: Plane<u16>,
+        zeros: Plane<C::Zeros>,
+    ) -> Option<GroupedMatrix<C>> {
+        if n == 0 || k == 0 || !group.is_multiple_of(8) || group == 0 || group > C::MAX_GROUP {
+            return None;
+        }
+        let padded = match &order {
+            Some(order) if order.k() == k && order.block() == group => order.inputs().len(),
+            Some(_) => return None,
+            None => k,
+        };
+        let (groups, strips) = (padded / group, n.div_ceil(STRIP));
+        let fits = padded.is_multiple_of(group)
+            && codes.len() == strips.checked_mul(STRIP)?.checked_mul(padded)? / C::PER_WORD
+            && scales.len() == strips * STRIP * groups
+            && zeros.len() == strips * groups;
+        fits.then_some(GroupedMatrix { n, k, group, groups, order, codes, scales, zeros })
+    }
+
+    /// The numbers.
+    pub fn planes(&self) -> Planes<'_, C> {
+        Planes { codes: &self.codes, scales: &self.scales, zeros: &self.zeros }
+    }
+
+    /// Gives the matrix an equal order that it shares with others.
+    pub fn share_order(&mut self, share: impl FnOnce(Arc<InputOrder>) -> Arc<InputOrder>) {
+        self.order = self.order.take().map(share);
+    }
+
     /// Outputs.
     pub fn n(&self) -> usize {
         self.n
@@ -285,8 +319,7 @@ pub fn accumulate<C: Codes>(
     assert!(group == w.group && groups == w.groups && m0 + m <= rows);
     assert!(m == 0 || c.len() >= m * ldc);
     assert!(scratch.len() >= self::scratch(w.group));
-    let planes = Planes { codes: &w.codes, scales: &w.scales, zeros: &w.zeros };
-    let call = Call { w, planes, x, m0, m, scratch: scratch.as_mut_ptr().cast() };
+    let call = Call { w, planes: w.planes(), x, m0, m, scratch: scratch.as_mut_ptr().cast() };
     for strip in 0..n.div_ceil(STRIP) {
         // SAFETY: the assertions; a strip of `c` has 16 columns within `ldc`.
         unsafe { C::run(isa, &call, n0 / STRIP + strip, c.as_mut_ptr().add(strip * STRIP), ldc) };
@@ -294,10 +327,13 @@ pub fn accumulate<C: Codes>(
 }
 
 /// The numbers of a matrix.
-struct Planes<'a, C: Codes> {
-    codes: &'a [u32],
-    scales: &'a [u16],
-    zeros: &'a [C::Zeros],
+pub struct Planes<'a, C: Codes> {
+    /// `[strip][k / PER_WORD][16]`.
+    pub codes: &'a [u32],
+    /// `[strip][group][16]`, bits of f16.
+    pub scales: &'a [u16],
+    /// `[strip][group]`.
+    pub zeros: &'a [C::Zeros],
 }
 
 /// One call of [`accumulate`].

@@ -38,6 +38,19 @@ impl InputOrder {
         order
     }
 
+    /// An order read from a file; `None` if it is not one of whole blocks that has every input once.
+    pub fn from_parts(inputs: Vec<u32>, groups: Vec<u32>, block: usize, k: usize) -> Option<InputOrder> {
+        let mut seen = vec![false; k];
+        for &input in inputs.iter().filter(|&&i| i != Self::NONE) {
+            let seen = seen.get_mut(input as usize)?;
+            if std::mem::replace(seen, true) {
+                return None;
+            }
+        }
+        let whole = block > 0 && inputs.len() == groups.len().checked_mul(block)?;
+        (whole && seen.iter().all(|s| *s)).then_some(InputOrder { inputs, groups, block, k })
+    }
+
     /// Inputs of the matrix.
     pub fn k(&self) -> usize {
         self.k

@@ -7,6 +7,7 @@ use qwenvl_graph::op::LinearPart;
 use qwenvl_graph::weights::{Linear, WeightFormat};
 use qwenvl_graph::{DType, Graph, Op, Weight, WeightId, WeightKind};
 
+use super::repack_cache::{RepackCache, StoredPlanes};
 use crate::checkpoint::{Checkpoint, TensorHandle, to_f32_vec};
 use crate::error::{Error, Result};
 use crate::kernels::cpu::Pool;
@@ -37,11 +38,12 @@ impl Weights {
         graph: &Graph,
         checkpoint: &Checkpoint,
         pool: &mut Pool,
+        mut cache: Option<&mut RepackCache>,
         advance: &mut dyn FnMut(u64),
     ) -> Result<Weights> {
         let mut orders = Vec::new();
         let bound = graph.weights.iter().map(|weight| {
-            let bound = bind(weight, checkpoint, pool, &mut orders)?;
+            let bound = bind(weight, checkpoint, pool, cache.as_deref_mut(), &mut orders)?;
             advance(weight.bytes());
             Ok(bound)
         });
@@ -96,6 +98,17 @@ impl Weights {
         }
     }
 
+    /// The repacked matrices, in the order of the graph, for a cache.
+    pub(super) fn repacked<'a>(&'a self, graph: &'a Graph) -> Vec<(&'a str, StoredPlanes<'a>)> {
+        let names = graph.weights.iter().map(|w| w.name.as_str());
+        let stored = names.zip(&self.0).filter_map(|(name, bound)| match bound {
+            Bound::Int4(matrix, _) => Some((name, StoredPlanes::from(matrix))),
+            Bound::Int8(matrix, _) => Some((name, StoredPlanes::from(matrix))),
+            _ => None,
+        });
+        stored.collect()
+    }
+
     /// The bytes of the largest dense matrix, for measuring bandwidth.
     pub(super) fn largest_bytes<'a>(&self, checkpoint: &'a Checkpoint) -> &'a [u8] {
         let dense = self.0.iter().filter_map(|w| match w {
@@ -112,6 +125,7 @@ fn bind(
     weight: &Weight,
     checkpoint: &Checkpoint,
     pool: &mut Pool,
+    cache: Option<&mut RepackCache>,
     orders: &mut Vec<Arc<InputOrder>>,
 ) -> Result<Bound> {
     let (n, k, format) = match weight.kind {
@@ -130,11 +144,11 @@ fn bind(
             Ok(Bound::Dense { tensor: tensor.handle(), dtype: tensor.dtype, n, k })
         }
         WeightFormat::Int4 { group } => {
-            let matrix = pack(&linear, group, checkpoint, pool, orders)?;
+            let matrix = pack(&linear, group, checkpoint, pool, cache, orders)?;
             Ok(Bound::Int4(matrix, checkpoint.extra_bias(&linear.name, n)?))
         }
         WeightFormat::Int8 { group } => {
-            let matrix = pack(&linear, group, checkpoint, pool, orders)?;
+            let matrix = pack(&linear, group, checkpoint, pool, cache, orders)?;
             Ok(Bound::Int8(matrix, checkpoint.extra_bias(&linear.name, n)?))
         }
     }
@@ -146,9 +160,14 @@ fn pack<C: Codes>(
     group: usize,
     checkpoint: &Checkpoint,
     pool: &mut Pool,
+    cache: Option<&mut RepackCache>,
     orders: &mut Vec<Arc<InputOrder>>,
 ) -> Result<GroupedMatrix<C>> {
     let (n, k) = (linear.n, linear.k);
+    if let Some(mut matrix) = cache.and_then(|c| c.matrix(&linear.name, (n, k, group))) {
+        matrix.share_order(|order| shared(order, orders));
+        return Ok(matrix);
+    }
     if group > C::MAX_GROUP {
         return Err(Error::Unsupported {
             what: format!("group_size {group} of {}", linear.name),
@@ -163,7 +182,7 @@ fn pack<C: Codes>(
             let in_order = stored.g_idx.iter().enumerate().all(|(k, &g)| g as usize == k / file_group);
             let order = (!in_order || !k.is_multiple_of(group)).then(|| {
                 let order = InputOrder::new(&stored.g_idx, k.div_ceil(file_group), group);
-                shared(order, orders)
+                shared(Arc::new(order), orders)
             });
             let (qweight, qzeros, scales) = (stored.qweight, stored.qzeros, stored.scales);
             Source { packing: Packing::Gptq { v2 }, qweight, qzeros, scales, n, k, group: file_group, order }
@@ -183,16 +202,15 @@ fn pack<C: Codes>(
 }
 
 /// An equal order that is there already, or the new one, which is remembered.
-fn shared(order: InputOrder, orders: &mut Vec<Arc<InputOrder>>) -> Arc<InputOrder> {
+fn shared(order: Arc<InputOrder>, orders: &mut Vec<Arc<InputOrder>>) -> Arc<InputOrder> {
     /// Layers of one decoder layer; only those can share an input.
     const REMEMBERED: usize = 7;
-    if let Some(found) = orders.iter().find(|o| ***o == order) {
+    if let Some(found) = orders.iter().find(|o| **o == order) {
         return Arc::clone(found);
     }
     if orders.len() == REMEMBERED {
         orders.remove(0);
     }
-    let order = Arc::new(order);
     orders.push(Arc::clone(&order));
     order
 }

@@ -1,17 +1,21 @@
 //! The CPU executor: a plan, bound to weights and memory, and run step by step.
 
 mod bind;
+mod repack_cache;
 mod step;
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bind::Weights;
-use qwenvl_graph::config::VisionConfig;
+use qwenvl_graph::config::{Quantization, VisionConfig};
 use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::positions::vision_positions;
 use qwenvl_graph::{DeviceKind, Epilogue, Op, Plan, Program, Segment};
+pub use repack_cache::CacheUse;
+use repack_cache::RepackCache;
 
 use super::{DecoderCall, Executor, Peaks, Phase, VisionCall};
 use crate::checkpoint::Checkpoint;
@@ -32,6 +36,7 @@ pub struct CpuExecutor {
     vision_weights: Weights,
     decoder_weights: Weights,
     memory: Memory,
+    cache: Option<CacheUse>,
 }
 
 /// Everything that steps write.
@@ -60,12 +65,18 @@ enum Call<'a> {
 
 impl CpuExecutor {
     /// Binds a plan made for the CPU to a validated checkpoint: repacks quantised weights, takes all
-    /// memory. Dense weights stay in their mapping.
+    /// memory. Dense weights stay in their mapping. With a directory `repack_cache`, repacked weights are
+    /// mapped from a file in it, which is written if it is not there or not right.
     ///
     /// # Errors
     /// [`Error::Memory`] if the plan does not fit, [`Error::Tensor`] if a tensor cannot be used, and
-    /// [`Error::Io`] if threads cannot be started.
-    pub fn bind(plan: Plan, checkpoint: Arc<Checkpoint>, progress: Progress) -> Result<CpuExecutor> {
+    /// [`Error::Io`] if threads cannot be started or the cache cannot be written.
+    pub fn bind(
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        repack_cache: Option<&Path>,
+        progress: Progress,
+    ) -> Result<CpuExecutor> {
         let DeviceKind::Cpu { threads } = plan.device.kind else {
             return Err(Error::Unsupported {
                 what: format!("running a plan for {} on the CPU", plan.device.name),
@@ -95,8 +106,22 @@ impl CpuExecutor {
             done += bytes;
             progress(done.min(total), total);
         };
-        let vision_weights = Weights::bind(&plan.vision.graph, &checkpoint, &mut pool, &mut advance)?;
-        let decoder_weights = Weights::bind(&plan.prefill.graph, &checkpoint, &mut pool, &mut advance)?;
+        let vision_weights = Weights::bind(&plan.vision.graph, &checkpoint, &mut pool, None, &mut advance)?;
+        let (decoder_weights, cache) = {
+            let graph = &plan.prefill.graph;
+            let quantised = plan.config.quantization != Quantization::None;
+            let mut cache = match repack_cache.filter(|_| quantised) {
+                Some(dir) => Some(RepackCache::open(dir, &checkpoint, &mut pool)?),
+                None => None,
+            };
+            let weights = Weights::bind(graph, &checkpoint, &mut pool, cache.as_mut(), &mut advance)?;
+            let used = match cache {
+                Some(cache) if cache.is_mapped() => Some(cache.mapped()),
+                Some(cache) => Some(cache.write(&weights.repacked(graph))?),
+                None => repack_cache.map(|_| CacheUse::NotNeeded),
+            };
+            (weights, used)
+        };
 
         let mut rounded = <[QuantizedRows; MAX_PARTS]>::default();
         for program in [&plan.prefill, &plan.decode] {
@@ -122,7 +147,7 @@ impl CpuExecutor {
             config: plan.config.vision.clone(),
             pool,
         };
-        Ok(CpuExecutor { plan: Arc::new(plan), checkpoint, vision_weights, decoder_weights, memory })
+        Ok(CpuExecutor { plan: Arc::new(plan), checkpoint, vision_weights, decoder_weights, memory, cache })
     }
 
     /// Overwrites all memory that no step has written with NaN, for tests.
@@ -131,6 +156,11 @@ impl CpuExecutor {
         self.memory.visual.fill(f32::NAN);
         self.memory.kv.fill(f32::NAN);
         self.memory.scratch.iter_mut().for_each(|s| s.fill(f32::NAN));
+    }
+
+    /// What became of the repack cache, if one was asked for.
+    pub fn cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// The instruction set its kernels run on.
