@@ -662,11 +662,12 @@ fn loading_in_parallel_keeps_the_order_and_times_the_stages() {
         ImageSource::file(path)
     };
     let image =
-        |w| VisualRequest { kind: VisualKind::Image, sources: vec![source(w)], options: Default::default() };
+        |w| VisualRequest { kind: VisualKind::Image, sources: vec![source(w)], options: Default::default(), file: None };
     let video = VisualRequest {
         kind: VisualKind::Video,
         sources: vec![source(70), source(70), source(70)],
         options: Default::default(),
+        file: None,
     };
     let mut requests: Vec<VisualRequest> = (0..10).map(|i| image(100 + 50 * i)).collect();
     requests.insert(4, video);

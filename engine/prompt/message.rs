@@ -61,6 +61,8 @@ pub struct ImagePart {
     pub image: ImageInput,
     /// The size it shall have.
     pub size: SizeOptions,
+    /// Whether to turn it as its EXIF data say; the processor's choice if `None`.
+    pub exif_orientation: Option<bool>,
 }
 
 /// A video, which of its frames to take and the size they shall have.
@@ -340,7 +342,7 @@ impl SizeOptions {
 impl ImagePart {
     /// An image with no wish about its size.
     pub fn new(image: impl Into<ImageInput>) -> Self {
-        ImagePart { image: image.into(), size: SizeOptions::default() }
+        ImagePart { image: image.into(), size: SizeOptions::default(), exif_orientation: None }
     }
 
     fn from_json(object: &Object) -> Result<Self> {
@@ -360,8 +362,9 @@ impl ImagePart {
             }
             (None, Some(_)) => object.required_str("image_url", "a URL, or an object with url")?,
         };
-        object.only_of(&[&["type", "image", "image_url"], &SIZE_KEYS])?;
-        Ok(ImagePart { image: location.into(), size: SizeOptions::from_json(object)? })
+        object.only_of(&[&["type", "image", "image_url", "exif_orientation"], &SIZE_KEYS])?;
+        let exif_orientation = object.flag("exif_orientation")?;
+        Ok(ImagePart { image: location.into(), size: SizeOptions::from_json(object)?, exif_orientation })
     }
 }
 
