@@ -41,6 +41,8 @@ pub struct Prepared {
     pub visuals: Vec<Visual>,
     /// Placeholder tokens of all pictures.
     pub visual_tokens: usize,
+    /// What of the request has no effect, and why.
+    pub notices: Vec<String>,
     /// Most tokens to generate, if the request says.
     pub max_tokens: Option<usize>,
     pub(crate) sampling: SamplingParams,
@@ -189,6 +191,7 @@ impl Frontend {
             positions: index.positions,
             delta: index.delta,
             visuals,
+            notices: notices(request),
             max_tokens: request.max_tokens,
             sampling,
             decoder: self.tokenizer.decoder(!request.keep_special_tokens),
@@ -234,6 +237,19 @@ impl Frontend {
         }
         Ok(out)
     }
+}
+
+/// Says once what is accepted but has no effect.
+fn notices(request: &Request) -> Vec<String> {
+    let parts = || request.messages.iter().flat_map(|m| m.parts());
+    let detail = parts().find_map(|part| match part {
+        Part::Image(image) => image.detail.as_deref(),
+        _ => None,
+    });
+    let detail = detail.map(|detail| {
+        format!("image_url.detail {detail} has no effect: give min_pixels and max_pixels beside image_url")
+    });
+    detail.into_iter().collect()
 }
 
 fn options(size: &SizeOptions) -> ImageOptions {

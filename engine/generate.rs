@@ -501,6 +501,7 @@ fn finish(
         token_ids: s.generated,
         timings: s.prepared.timings,
         visuals: s.prepared.visual_infos(merge),
+        notices: s.prepared.notices,
     };
     events.push(Event::Done(s.id, tail, Box::new(answer)));
 }

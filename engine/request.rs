@@ -236,6 +236,9 @@ pub struct Answer {
     pub timings: Timings,
     /// The pictures as the model saw them, in the order of the prompt.
     pub visuals: Vec<VisualInfo>,
+    /// What of the request had no effect, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
 }
 
 /// A picture or video as the model saw it.

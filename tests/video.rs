@@ -121,8 +121,12 @@ fn the_frames_of_an_mp4_are_those_that_ffmpeg_decodes() {
 
 #[test]
 fn part_of_a_video_is_taken_from_its_middle() {
-    let all = load(ImageSource::file(path(SAMPLE)), small(), VideoOptions { nframes: Some(8), ..Default::default() })
-        .unwrap();
+    let all = load(
+        ImageSource::file(path(SAMPLE)),
+        small(),
+        VideoOptions { nframes: Some(8), ..Default::default() },
+    )
+    .unwrap();
     let fps = all.sampling.as_ref().unwrap().fps;
     let video = VideoOptions {
         nframes: Some(2),
@@ -144,7 +148,7 @@ fn a_video_in_memory_is_the_one_in_the_file() {
     let source = ImageSource::parse_video(&uri, Path::new("")).unwrap();
     let (a, b) = (load(source, small(), VideoOptions::default()).unwrap(), ImageSource::file(path(SAMPLE)));
     assert_eq!(a.frames, load(b, small(), VideoOptions::default()).unwrap().frames);
-    refused(ImageSource::parse_video("data:image/png;base64,AAAA", Path::new("")), &["not of type video"]);
+    refused(ImageSource::parse_video("data:image/png;base64,AAAA", Path::new("")), &["not a video"]);
 }
 
 fn broken(bytes: &[u8]) -> Result<Visual> {
@@ -244,4 +248,3 @@ proptest! {
         }
     }
 }
-

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Event, Prepared, Request, RequestId};
 use serde_json::{Value, json};
 
@@ -22,6 +22,10 @@ pub struct Args {
     /// Write the answers to this file instead of standard output.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Go on with an output file that an earlier run left: requests that it answers, errors included, are
+    /// not asked again. The requests must be the same.
+    #[arg(long, requires = "output")]
+    resume: bool,
     /// Requests to work on at the same time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
@@ -40,7 +44,14 @@ A line:
 Also: top_k, top_p, repetition_penalty, seed, stop, add_vision_id, keep_special_tokens.
 Relative paths start at the directory of the file. Answers come in the order of the lines:
   {\"custom_id\", \"text\", \"token_ids\", \"finish_reason\", \"usage\", \"timings\", \"visuals\"}
-A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.";
+A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.
+
+Parts of a message, in the Qwen or the OpenAI format:
+  {\"type\": \"text\", \"text\": ...}
+  {\"type\": \"image\", \"image\": PATH|URL|data:}   also min_pixels, max_pixels, resized_height and
+  {\"type\": \"image_url\", \"image_url\": {\"url\": ...}}   resized_width, exif_orientation
+  {\"type\": \"video\", \"video\": PATH|URL|data: or [frames]}   also fps or nframes, min_frames,
+  {\"type\": \"video_url\", \"video_url\": {\"url\": ...}}   max_frames, video_start, video_end, total_pixels";
 
 /// Longest accepted line, in bytes: pictures may be inline.
 const MAX_LINE_BYTES: u64 = 256 << 20;
@@ -48,18 +59,27 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (checkpoint, frontend) = args.model.open()?;
-    let lines = Lines::open(&args.requests)?;
+    let mut lines = Lines::open(&args.requests)?;
+    let mut done = Done::default();
     let out: Box<dyn Write> = match &args.output {
         Some(path) => {
-            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+            let context = || format!("cannot write {}", path.display());
+            if args.resume && path.exists() {
+                let (file, found) = Done::read(path).with_context(|| path.display().to_string())?;
+                done = found;
+                Box::new(file)
+            } else {
+                Box::new(File::create(path).with_context(context)?)
+            }
         }
         None => Box::new(std::io::stdout().lock()),
     };
+    done.skip(&mut lines)?;
     let parallel = usize::from(args.parallel);
     let options =
         EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
-    let mut results = InOrder { out, next: 0, ready: BTreeMap::new(), failed: 0 };
+    let mut results = InOrder { out, next: done.ids.len(), ready: BTreeMap::new(), failed: done.failed };
     answer_all(&mut engine, lines, parallel, &mut results)?;
     Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -147,6 +167,62 @@ impl Lines {
                 return Ok(Some((self.next - 1, line)));
             }
         }
+    }
+}
+
+/// What an earlier run has answered, in the order of the requests.
+#[derive(Default)]
+struct Done {
+    ids: Vec<Value>,
+    failed: usize,
+}
+
+impl Done {
+    /// Reads an output file and opens it for what is missing; a line that was cut short is removed.
+    fn read(path: &Path) -> anyhow::Result<(File, Done)> {
+        let mut file = File::options().read(true).write(true).open(path)?;
+        let (mut done, mut whole) = (Done::default(), 0);
+        let mut reader = BufReader::new(&mut file);
+        loop {
+            let mut line = String::new();
+            let n = std::io::Read::take(&mut reader, MAX_LINE_BYTES).read_line(&mut line)?;
+            if !line.ends_with('\n') {
+                break;
+            }
+            let answer: Value = serde_json::from_str(&line)
+                .ok()
+                .filter(|v: &Value| v.get("text").or(v.get("error")).is_some())
+                .with_context(|| {
+                    format!(
+                        "line {} is no answer of this command: give another --output, or no --resume",
+                        done.ids.len() + 1
+                    )
+                })?;
+            done.failed += usize::from(answer.get("error").is_some());
+            done.ids.push(answer.get("custom_id").cloned().unwrap_or(Value::Null));
+            whole += n as u64;
+        }
+        file.set_len(whole)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok((file, done))
+    }
+
+    /// Passes over the requests that are answered, after checking that they are the ones.
+    fn skip(&self, lines: &mut Lines) -> anyhow::Result<()> {
+        for (i, expected) in self.ids.iter().enumerate() {
+            let Some((_, text)) = lines.next()? else {
+                bail!(
+                    "the output has {} answers but there are {i} requests: they are not the same",
+                    self.ids.len()
+                );
+            };
+            let id = serde_json::from_str::<Value>(&text).ok().and_then(|v| v.get("custom_id").cloned());
+            let id = id.unwrap_or(Value::Null);
+            if id != *expected {
+                bail!("request {} is {id} but the output answers {expected}: they are not the same", i + 1);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -31,6 +31,9 @@ pub struct ModelArgs {
     /// Largest picture in pixels; larger ones are reduced [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub max_pixels: Option<u64>,
+    /// Turn pictures as their EXIF data say. The vendor's library does not, so this is off by default.
+    #[arg(long)]
+    pub exif_orientation: bool,
 }
 
 /// How to pick tokens; what is absent is left to the checkpoint's generation_config.json.
@@ -76,6 +79,20 @@ impl SamplingArgs {
     }
 }
 
+impl SamplingArgs {
+    /// Puts those parameters that were given into a request that has its own.
+    pub fn apply_given(&self, request: &mut Request) {
+        request.max_tokens = self.max_tokens.or(request.max_tokens);
+        request.temperature = self.temperature.or(request.temperature);
+        request.top_k = self.top_k.or(request.top_k);
+        request.top_p = self.top_p.or(request.top_p);
+        request.repetition_penalty = self.repetition_penalty.or(request.repetition_penalty);
+        request.seed = self.seed.or(request.seed);
+        request.stop.extend_from_slice(&self.stop);
+        request.keep_special_tokens |= self.keep_special_tokens;
+    }
+}
+
 impl ModelArgs {
     /// Opens the checkpoint and what makes prompts from it. Reads no weights.
     pub fn open(&self) -> anyhow::Result<(Checkpoint, Frontend)> {
@@ -91,12 +108,16 @@ impl ModelArgs {
             None => Checkpoint::tiny()?,
         };
         let mut frontend = Frontend::new(&checkpoint)?;
-        let limits = &mut frontend.processor_mut().limits;
-        if let Some(pixels) = self.min_pixels {
-            limits.min_pixels = pixels as f64;
-        }
-        if let Some(pixels) = self.max_pixels {
-            limits.max_pixels = pixels as f64;
+        let processor = frontend.processor_mut();
+        processor.exif_orientation = self.exif_orientation;
+        for limits in [&mut processor.limits, &mut processor.video_limits] {
+            if let Some(pixels) = self.max_pixels {
+                limits.max_pixels = pixels as f64;
+                limits.min_pixels = limits.min_pixels.min(pixels as f64);
+            }
+            if let Some(pixels) = self.min_pixels {
+                limits.min_pixels = pixels as f64;
+            }
         }
         for key in frontend.ignored_generation_keys() {
             eprintln!("note: generation_config.json: {key} is not supported and has no effect");

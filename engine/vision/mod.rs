@@ -343,7 +343,12 @@ impl Processor {
     }
 
     /// Loads the sampled frames of a video file.
-    fn load_file(&self, source: &ImageSource, options: &ImageOptions, video: &VideoOptions) -> Result<Visual> {
+    fn load_file(
+        &self,
+        source: &ImageSource,
+        options: &ImageOptions,
+        video: &VideoOptions,
+    ) -> Result<Visual> {
         let start = Instant::now();
         let file = source.local(&FetchLimits::video())?;
         let fetch = start.elapsed();

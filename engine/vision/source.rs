@@ -344,7 +344,8 @@ fn inline(text: &str, media: &str) -> Result<Vec<u8>, String> {
     let (header, digits) = text.split_once(',').ok_or("the data URI has no comma")?;
     let header = header.to_ascii_lowercase();
     if !header.starts_with(&format!("data:{media}")) {
-        return Err(format!("the data URI is not of type {media} but {}", shorten(&header)));
+        let article = if media == "image" { "an" } else { "a" };
+        return Err(format!("the data URI is not {article} {media} but {}", shorten(&header)));
     }
     if !header.ends_with(";base64") {
         return Err("the data URI is not base64".into());

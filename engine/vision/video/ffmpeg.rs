@@ -71,7 +71,8 @@ impl Tools {
         })?;
         let (mut times, mut rate, mut stream) = (Vec::new(), None, false);
         while let Some(line) = running.next()? {
-            let field = |key: &str| line.trim_end().split('|').find_map(|f| f.strip_prefix(key)?.strip_prefix('='));
+            let field =
+                |key: &str| line.trim_end().split('|').find_map(|f| f.strip_prefix(key)?.strip_prefix('='));
             if line.starts_with("stream|") {
                 stream = true;
                 rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|key| ratio(field(key)?));
@@ -182,7 +183,8 @@ fn read_ppm(out: &mut impl BufRead) -> Result<Option<Rgb8>, String> {
         return Err("ffmpeg gave something else than a picture".into());
     }
     let mut byte = [0];
-    let mut next = |out: &mut dyn BufRead| out.read_exact(&mut byte).map(|()| byte[0]).map_err(|e| e.to_string());
+    let mut next =
+        |out: &mut dyn BufRead| out.read_exact(&mut byte).map(|()| byte[0]).map_err(|e| e.to_string());
     next(out)?;
     for number in &mut header {
         loop {

@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rust_h264::decoder::{Frame, OrderedDecoder};
 use rust_h264::error::DecodeError;
-use rust_h264::nal::{AvccConfig, NalUnit, NalUnitType, SpsInfo, parse_avcc, parse_avcc_config, parse_sps_info};
+use rust_h264::nal::{
+    AvccConfig, NalUnit, NalUnitType, SpsInfo, parse_avcc, parse_avcc_config, parse_sps_info,
+};
 
 use super::mp4::{Problem, Track};
 use super::yuv::{Colour, to_rgb};
@@ -124,7 +126,8 @@ impl Video {
     fn read_sample(&mut self, at: u32) -> Result<Vec<u8>, Problem> {
         let sample = self.track.samples[at as usize];
         let mut bytes = vec![0; sample.size as usize];
-        let read = self.file.seek(SeekFrom::Start(sample.offset)).and_then(|_| self.file.read_exact(&mut bytes));
+        let read =
+            self.file.seek(SeekFrom::Start(sample.offset)).and_then(|_| self.file.read_exact(&mut bytes));
         read.map_err(|e| Problem::Bad(format!("frame {at} cannot be read: {e}")))?;
         Ok(bytes)
     }
@@ -177,8 +180,10 @@ struct Run {
 impl Run {
     fn new(config: &AvccConfig) -> Result<Run, Problem> {
         // Frames know their sample: they need not come in order.
-        let mut run =
-            Run { decoder: OrderedDecoder::with_max_depth(1), colour: Colour { matrix: 2, full_range: false } };
+        let mut run = Run {
+            decoder: OrderedDecoder::with_max_depth(1),
+            colour: Colour { matrix: 2, full_range: false },
+        };
         for nal in config.sps_nals.iter().chain(&config.pps_nals) {
             run.nal(nal, 0)?;
         }

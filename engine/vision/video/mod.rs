@@ -183,7 +183,8 @@ impl Kept<'_> {
         self.resize += start.elapsed();
         let first = self.numbers.partition_point(|&n| n < number);
         // A frame may be sampled twice.
-        for (slot, _) in self.frames[first..].iter_mut().zip(&self.numbers[first..]).take_while(|(_, n)| **n == number)
+        for (slot, _) in
+            self.frames[first..].iter_mut().zip(&self.numbers[first..]).take_while(|(_, n)| **n == number)
         {
             *slot = Some(resized.clone());
         }

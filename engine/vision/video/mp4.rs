@@ -90,7 +90,8 @@ fn find_moov(file: &mut (impl Read + Seek), length: u64) -> Parsed<Vec<u8>> {
         file.seek(SeekFrom::Start(at)).map_err(io)?;
         file.read_exact(&mut header[..8]).map_err(io)?;
         let kind = [header[4], header[5], header[6], header[7]];
-        if seen == 0 && !matches!(&kind, b"ftyp" | b"moov" | b"mdat" | b"wide" | b"free" | b"skip" | b"pnot") {
+        if seen == 0 && !matches!(&kind, b"ftyp" | b"moov" | b"mdat" | b"wide" | b"free" | b"skip" | b"pnot")
+        {
             return Err(Problem::Foreign);
         }
         seen += 1;
@@ -169,7 +170,9 @@ fn table<'a, const N: usize>(data: &'a [u8], name: &str) -> Parsed<impl Iterator
     let whole = rows.and_then(|(n, rest)| rest.get(..n.checked_mul(4 * N)?));
     let Some(rows) = whole else { return bad(format!("the {name} table is cut short")) };
     Ok(rows.chunks_exact(4 * N).map(|row| {
-        std::array::from_fn(|i| u32::from_be_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]]))
+        std::array::from_fn(|i| {
+            u32::from_be_bytes([row[4 * i], row[4 * i + 1], row[4 * i + 2], row[4 * i + 3]])
+        })
     }))
 }
 

@@ -71,7 +71,11 @@ pub fn sample(total: u64, video_fps: f64, options: &VideoOptions) -> Result<Vec<
     };
     if !(FRAME_FACTOR..=total).contains(&frames) {
         let found = format!("options that lead to {frames} frames of {total}");
-        return fail("video", found, format!("between {FRAME_FACTOR} and {total} frames: change nframes or fps"));
+        return fail(
+            "video",
+            found,
+            format!("between {FRAME_FACTOR} and {total} frames: change nframes or fps"),
+        );
     }
     Ok(linspace(start, end, frames))
 }

@@ -74,7 +74,9 @@ pub fn to_rgb(frame: &Frame, colour: Colour, rotation: Rotation) -> Rgb8 {
         let luma = &planes[0][row * width..][..width];
         // An odd last row or column has no chroma of its own.
         let chroma_row = (row >> shift_y).min((frame.chroma_height() as usize).saturating_sub(1));
-        let chroma = |plane: &[u8], x: usize| match plane.get(chroma_row * chroma_width + x.min(chroma_width.max(1) - 1)) {
+        let chroma = |plane: &[u8], x: usize| match plane
+            .get(chroma_row * chroma_width + x.min(chroma_width.max(1) - 1))
+        {
             Some(&v) => i32::from(v) - 128,
             None => 0,
         };
