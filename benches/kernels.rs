@@ -11,8 +11,11 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use qwenvl::kernels::SeqRows;
 use qwenvl::kernels::cpu::attention::{self, KvPages};
 use qwenvl::kernels::cpu::dense::DenseMatrix;
-use qwenvl::kernels::cpu::int4::{AwqSource, Int4Matrix, QuantizedRows};
-use qwenvl::kernels::cpu::linear::{Blocking, Finish, Matrix, Part, linear};
+use qwenvl::kernels::cpu::grouped::{Packing, Source};
+use qwenvl::kernels::cpu::int4::Int4Matrix;
+use qwenvl::kernels::cpu::int8::Int8Matrix;
+use qwenvl::kernels::cpu::linear::{Blocking, Finish, MAX_PARTS, Matrix, Part, linear};
+use qwenvl::kernels::cpu::rounded::QuantizedRows;
 use qwenvl::kernels::cpu::{Aligned, Isa, Pool, norm, peak, pointwise};
 use qwenvl_graph::DType;
 use qwenvl_graph::kernel::KV_PAGE_TOKENS;
@@ -27,7 +30,7 @@ struct Rig {
     isa: Isa,
     pool: Pool,
     scratch: Vec<Aligned<f32>>,
-    rounded: QuantizedRows,
+    rounded: [QuantizedRows; MAX_PARTS],
     /// What bandwidth is measured on: larger than the caches.
     memory: Aligned<u32>,
     rows: Vec<Row>,
@@ -51,7 +54,7 @@ impl Rig {
             isa: Isa::detect(),
             pool: Pool::new(threads).expect("threads start"),
             scratch: vec![Aligned::zeroed(SCRATCH); threads],
-            rounded: QuantizedRows::default(),
+            rounded: Default::default(),
             memory,
             rows: Vec::new(),
         }
@@ -165,23 +168,41 @@ fn dense(rig: &mut Rig, group: &mut BenchmarkGroup<WallTime>) {
     }
 }
 
-/// AWQ weights with groups of 128.
-fn int4(rig: &mut Rig, group: &mut BenchmarkGroup<WallTime>) {
+/// Quantised weights with groups of 128: the layout here is the same for AWQ and GPTQ.
+fn integers(rig: &mut Rig, group: &mut BenchmarkGroup<WallTime>) {
     for (name, n, k) in
         [("2B up", 8960, 1536), ("2B down", 1536, 8960), ("7B up", 18_944, 3584), ("7B down", 3584, 18_944)]
     {
         let scales: Vec<u8> = half_bytes(k / 128 * n);
-        let (qweight, qzeros) = (noise(k * n / 2), noise(k / 128 * n / 2));
-        let source = AwqSource { qweight: &qweight, qzeros: &qzeros, scales: &scales };
-        let weights = Int4Matrix::from_awq(&mut rig.pool, &source, n, k, 128);
-        for m in [1, 8, 512] {
-            let x = floats(m * k);
-            let mut out = vec![0.0; m * n];
-            let name = format!("int4_gemm/{name} m={m} n={n} k={k}");
-            rig.bench(group, &name, weights.bytes() as usize, 2 * m * n * k, |rig| {
-                let part = Part { matrix: Matrix::Int4(&weights), bias: None };
-                rig.linear(&x, m, &[part], Finish::Store, &mut out);
-            });
+        for bits in [4, 8] {
+            let (qweight, qzeros) = (noise(k * n * bits / 8), noise(k / 128 * n * bits / 8));
+            let (packing, order) = (Packing::Gptq { v2: false }, None);
+            let source = Source {
+                packing,
+                qweight: &qweight,
+                qzeros: &qzeros,
+                scales: &scales,
+                n,
+                k,
+                group: 128,
+                order,
+            };
+            let (int4, int8);
+            let (matrix, bytes) = if bits == 4 {
+                int4 = Int4Matrix::pack(&mut rig.pool, &source, 128);
+                (Matrix::Int4(&int4), int4.bytes())
+            } else {
+                int8 = Int8Matrix::pack(&mut rig.pool, &source, 128);
+                (Matrix::Int8(&int8), int8.bytes())
+            };
+            for m in [1, 8, 512] {
+                let x = floats(m * k);
+                let mut out = vec![0.0; m * n];
+                let name = format!("int{bits}_gemm/{name} m={m} n={n} k={k}");
+                rig.bench(group, &name, bytes as usize, 2 * m * n * k, |rig| {
+                    rig.linear(&x, m, &[Part { matrix, bias: None }], Finish::Store, &mut out);
+                });
+            }
         }
     }
 }
@@ -262,7 +283,7 @@ fn main() {
     let mut group = criterion.benchmark_group("kernels");
     group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     dense(&mut rig, &mut group);
-    int4(&mut rig, &mut group);
+    integers(&mut rig, &mut group);
     vision_attention(&mut rig, &mut group);
     paged_attention(&mut rig, &mut group);
     pointwise(&mut rig, &mut group);

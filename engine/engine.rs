@@ -1,5 +1,6 @@
 //! The engine: a checkpoint, its plan, and an executor that answers requests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::exec::cpu::{CpuExecutor, Progress};
+use crate::exec::cpu::{CacheUse, CpuExecutor, Progress};
 use crate::exec::{Executor, Peaks};
 use crate::frontend::{Frontend, Prepared, ms};
 use crate::generate::{Event, RequestId, Scheduler, Work};
@@ -50,6 +51,8 @@ pub struct EngineOptions {
     pub max_visual_tokens: Option<usize>,
     /// Whether to run the plan's fusion passes.
     pub fuse: bool,
+    /// Directory that keeps repacked weights from one start to the next; none if `None`.
+    pub repack_cache: Option<PathBuf>,
 }
 
 impl Default for EngineOptions {
@@ -65,6 +68,7 @@ impl Default for EngineOptions {
             max_pixels: None,
             max_visual_tokens: None,
             fuse: true,
+            repack_cache: None,
         }
     }
 }
@@ -136,6 +140,7 @@ pub struct Engine {
     executor: Box<dyn Executor>,
     scheduler: Scheduler,
     load_ms: f64,
+    cache: Option<CacheUse>,
 }
 
 impl Engine {
@@ -166,16 +171,20 @@ impl Engine {
         // The files decide, not what config.json says about them.
         config.dtype = checkpoint.dense_dtype("model.embed_tokens.weight");
         let plan_options = options.plan_options(&frontend);
+        let mut cache = None;
         let executor: Box<dyn Executor> = match options.target {
             Target::Cpu => {
                 let device = cpu(options.threads)?;
                 let plan = Plan::new(&config, &device, &plan_options)?;
-                Box::new(CpuExecutor::bind(plan, Arc::new(checkpoint), progress)?)
+                let directory = options.repack_cache.as_deref();
+                let executor = CpuExecutor::bind(plan, Arc::new(checkpoint), directory, progress)?;
+                cache = executor.cache().cloned();
+                Box::new(executor)
             }
             Target::Cuda(ordinal) => cuda(&config, &plan_options, ordinal, checkpoint, progress)?,
         };
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
-        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()) })
+        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()), cache })
     }
 
     /// The plan it runs.
@@ -186,6 +195,11 @@ impl Engine {
     /// What makes prompts.
     pub fn frontend(&self) -> &Frontend {
         &self.frontend
+    }
+
+    /// What became of the repack cache, if one was asked for.
+    pub fn repack_cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// Milliseconds that binding the weights took.

@@ -72,6 +72,16 @@ pub enum Error {
         /// What to do.
         help: String,
     },
+    /// A video file cannot be fetched, decoded or used.
+    #[error("video {name}: {problem}; {help}")]
+    Video {
+        /// Path or URL, shortened.
+        name: String,
+        /// What went wrong.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
     /// The chat template cannot be parsed or rendered.
     #[error("chat template: {problem}")]
     Template {

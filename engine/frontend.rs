@@ -13,7 +13,8 @@ use crate::prompt::{
 use crate::request::{DEFAULT_MAX_TOKENS, Request, Timings, VisualInfo};
 use crate::sampler::{GenerationConfig, SamplingParams};
 use crate::vision::{
-    FetchLimits, ImageOptions, ImageSource, Normalize, Processor, Visual, VisualKind, VisualRequest,
+    FetchLimits, ImageOptions, ImageSource, Normalize, Processor, VideoOptions, Visual, VisualKind,
+    VisualRequest,
 };
 
 /// Prepares requests for one checkpoint. Needs no weights.
@@ -40,6 +41,8 @@ pub struct Prepared {
     pub visuals: Vec<Visual>,
     /// Placeholder tokens of all pictures.
     pub visual_tokens: usize,
+    /// What of the request has no effect, and why.
+    pub notices: Vec<String>,
     /// Most tokens to generate, if the request says.
     pub max_tokens: Option<usize>,
     pub(crate) sampling: SamplingParams,
@@ -71,6 +74,7 @@ impl Prepared {
                 resized_height: v.frames[0].height(),
                 grid_thw: [v.grid.t, v.grid.h, v.grid.w],
                 tokens: v.grid.tokens(merge),
+                video: v.sampling.clone(),
             })
             .collect()
     }
@@ -190,6 +194,7 @@ impl Frontend {
             positions: index.positions,
             delta: index.delta,
             visuals,
+            notices: notices(request),
             max_tokens: request.max_tokens,
             sampling,
             decoder: self.tokenizer.decoder(!request.keep_special_tokens),
@@ -211,20 +216,43 @@ impl Frontend {
                 Part::Image(image) => out.push(VisualRequest {
                     kind: VisualKind::Image,
                     sources: vec![source(&image.image)?],
-                    options: options(&image.size),
+                    options: ImageOptions {
+                        exif_orientation: image.exif_orientation,
+                        ..options(&image.size)
+                    },
+                    file: None,
                 }),
                 Part::Video(video) => {
-                    let sources = frames(video)?.iter().map(source).collect::<Result<_>>()?;
-                    out.push(VisualRequest {
-                        kind: VisualKind::Video,
-                        sources,
-                        options: options(&video.size),
-                    });
+                    let (sources, file) = match &video.video {
+                        VideoInput::Frames(frames) => {
+                            only_for_files(video)?;
+                            (frames.iter().map(source).collect::<Result<_>>()?, None)
+                        }
+                        VideoInput::File(location) => {
+                            let source = ImageSource::parse_video(location, &request.base_dir)?;
+                            (vec![source], Some(video_options(video)))
+                        }
+                    };
+                    let options = options(&video.size);
+                    out.push(VisualRequest { kind: VisualKind::Video, sources, options, file });
                 }
             }
         }
         Ok(out)
     }
+}
+
+/// Says once what is accepted but has no effect.
+fn notices(request: &Request) -> Vec<String> {
+    let parts = || request.messages.iter().flat_map(|m| m.parts());
+    let detail = parts().find_map(|part| match part {
+        Part::Image(image) => image.detail.as_deref(),
+        _ => None,
+    });
+    let detail = detail.map(|detail| {
+        format!("image_url.detail {detail} has no effect: give min_pixels and max_pixels beside image_url")
+    });
+    detail.into_iter().collect()
 }
 
 fn options(size: &SizeOptions) -> ImageOptions {
@@ -233,22 +261,26 @@ fn options(size: &SizeOptions) -> ImageOptions {
         max_pixels: size.max_pixels,
         resized_height: size.resized.map(|(h, _)| h),
         resized_width: size.resized.map(|(_, w)| w),
+        exif_orientation: None,
     }
 }
 
-/// The frames of a video given as a list. `fps` says how they were taken and changes nothing.
-fn frames(video: &VideoPart) -> Result<&[ImageInput]> {
-    let frames = match &video.video {
-        VideoInput::Frames(frames) => frames,
-        VideoInput::File(path) => {
-            return Err(Error::Unsupported {
-                what: format!("the video file {path}"),
-                help: "give the video as a list of frames: \"video\": [\"frame1.jpg\", \"frame2.jpg\", ...]"
-                    .into(),
-            });
-        }
-    };
-    let only_for_files = [
+fn video_options(video: &VideoPart) -> VideoOptions {
+    VideoOptions {
+        fps: video.fps,
+        nframes: video.nframes,
+        min_frames: video.min_frames,
+        max_frames: video.max_frames,
+        video_start: video.video_start,
+        video_end: video.video_end,
+        total_pixels: video.total_pixels,
+    }
+}
+
+/// Refuses options that choose among the frames of a file for a list of frames. `fps` says how they were
+/// taken and changes nothing.
+fn only_for_files(video: &VideoPart) -> Result<()> {
+    let given = [
         ("nframes", video.nframes.is_some()),
         ("min_frames", video.min_frames.is_some()),
         ("max_frames", video.max_frames.is_some()),
@@ -256,8 +288,8 @@ fn frames(video: &VideoPart) -> Result<&[ImageInput]> {
         ("video_end", video.video_end.is_some()),
         ("total_pixels", video.total_pixels.is_some()),
     ];
-    match only_for_files.iter().find(|(_, given)| *given) {
-        None => Ok(frames),
+    match given.iter().find(|(_, given)| *given) {
+        None => Ok(()),
         Some((key, _)) => Err(Error::Request {
             field: (*key).into(),
             found: "a list of frames with this option".into(),

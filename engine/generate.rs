@@ -522,6 +522,7 @@ fn finish(
         token_ids: s.generated,
         timings: s.prepared.timings,
         visuals: s.prepared.visual_infos(merge),
+        notices: s.prepared.notices,
     };
     events.push(Event::Done(s.id, tail, Box::new(answer)));
 }
@@ -630,6 +631,8 @@ mod tests {
                 parts.push(Part::Image(crate::prompt::ImagePart {
                     image: crate::prompt::ImageInput::Pixels { width: 56, height: 56, rgb: rgb.into() },
                     size: Default::default(),
+                    exif_orientation: None,
+                    detail: None,
                 }));
             }
             let request = Request { max_tokens: Some(64), ..Request::new(vec![Message::user(parts)]) };

@@ -6,6 +6,7 @@ pub mod error;
 pub mod exec;
 mod frontend;
 mod generate;
+pub mod grounding;
 pub mod host;
 #[path = "../kernels/mod.rs"]
 pub mod kernels;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::prompt::{Message, messages_from_json};
 use crate::sampler::SamplingParams;
+use crate::vision::Sampling;
 
 /// One conversation to be answered. What is `None` is left to the checkpoint's
 /// `generation_config.json`.
@@ -235,6 +236,9 @@ pub struct Answer {
     pub timings: Timings,
     /// The pictures as the model saw them, in the order of the prompt.
     pub visuals: Vec<VisualInfo>,
+    /// What of the request had no effect, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
 }
 
 /// A picture or video as the model saw it.
@@ -252,4 +256,7 @@ pub struct VisualInfo {
     pub grid_thw: [usize; 3],
     /// Tokens in the prompt.
     pub tokens: usize,
+    /// Of a video file, the frames that were looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub video: Option<Sampling>,
 }

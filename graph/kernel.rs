@@ -1,6 +1,7 @@
 //! Which kernel runs a step, in which blocks, and the scratch memory it needs.
 
 use crate::builder::{Graph, Node, ValueId, WeightKind};
+use crate::config::Quantization;
 use crate::device::{Device, DeviceKind};
 use crate::op::{Epilogue, Op};
 use crate::shape::Sizes;
@@ -41,9 +42,16 @@ pub struct Kernel {
 }
 
 /// The kernel for `node`. On a GPU only the name is known until kernels are tuned there.
-pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device) -> Kernel {
+pub(crate) fn choose(
+    graph: &Graph,
+    node: &Node,
+    sizes: &Sizes,
+    device: &Device,
+    quantization: Quantization,
+) -> Kernel {
+    let sorts = matches!(quantization, Quantization::Gptq { desc_act: true, .. });
     let mut kernel =
-        Kernel { name: name(graph, node), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
+        Kernel { name: name(graph, node, sorts), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
     let DeviceKind::Cpu { threads } = device.kind else { return kernel };
     match &node.op {
         Op::Linear { parts, k, epilogue } => {
@@ -65,9 +73,12 @@ pub(crate) fn choose(graph: &Graph, node: &Node, sizes: &Sizes, device: &Device)
                     kernel.thread_bytes = tile_bytes + 4 * floats as u64;
                 }
                 WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => {
-                    // One unpacked strip of 16 outputs per thread; the quantised input for all.
+                    // One unpacked strip of 16 outputs per thread; the quantised input for all, in the
+                    // order of each part if they have their own.
                     kernel.thread_bytes = tile_bytes + (16 * group * 2) as u64;
-                    kernel.shared_bytes = m * (2 * *k as u64 + 8 * (k / group) as u64) + 64;
+                    let groups = k.div_ceil(group) as u64;
+                    let orders = if sorts { parts.len() as u64 } else { 1 };
+                    kernel.shared_bytes = orders * (m * groups * (2 * group as u64 + 8) + 64);
                 }
             }
         }
@@ -104,11 +115,14 @@ fn matrix_format(graph: &Graph, weight: crate::builder::WeightId) -> WeightForma
     }
 }
 
-fn name(graph: &Graph, node: &Node) -> &'static str {
+/// `sorts`: quantised layers sort their inputs by group first.
+fn name(graph: &Graph, node: &Node, sorts: bool) -> &'static str {
     match &node.op {
         Op::Linear { parts, .. } => match matrix_format(graph, parts[0].weight) {
             WeightFormat::Dense(_) => "dense_gemm",
+            WeightFormat::Int4 { .. } if sorts => "sort+int4_gemm",
             WeightFormat::Int4 { .. } => "int4_gemm",
+            WeightFormat::Int8 { .. } if sorts => "sort+int8_gemm",
             WeightFormat::Int8 { .. } => "int8_gemm",
         },
         Op::LayerNorm { .. } | Op::RmsNorm { .. } => "norm",

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::builder::{Graph, Node, ValueId, Weight, WeightKind};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Quantization};
 use crate::cost::{self, Cost};
 use crate::cuda::{self, Workspace};
 use crate::device::{Device, DeviceKind};
@@ -199,7 +199,7 @@ impl Plan {
         let chunk = options.prefill_chunk_tokens.min(options.context_tokens);
         let prefill_bounds =
             Sizes { logit_rows: options.max_seqs, ..Sizes::prefill(chunk, options.context_tokens - chunk) };
-        let make = |name, graph, bounds| program(name, graph, bounds, device, kv_dtype);
+        let make = |name, graph, bounds| program(name, graph, bounds, device, kv_dtype, config.quantization);
         let vision = make("vision", vision_graph, Sizes::vision(options.max_patches, 1));
         let prefill = make("prefill", decoder_graph.clone(), prefill_bounds);
         let decode = make("decode", decoder_graph, Sizes::decode(options.max_seqs, options.context_tokens));
@@ -249,7 +249,14 @@ fn check(config: &ModelConfig, options: &PlanOptions) -> Result<()> {
     range("max_visual_tokens", options.max_visual_tokens, 0, 1 << 24)
 }
 
-fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_dtype: DType) -> Program {
+fn program(
+    name: &'static str,
+    graph: Graph,
+    bounds: Sizes,
+    device: &Device,
+    kv_dtype: DType,
+    quantization: Quantization,
+) -> Program {
     let segments = segments(&graph, device);
     let kernels = segments
         .iter()
@@ -259,7 +266,10 @@ fn program(name: &'static str, graph: Graph, bounds: Sizes, device: &Device, kv_
                 None => bounds,
             };
             let graph = &graph;
-            segment.steps.clone().map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device))
+            segment
+                .steps
+                .clone()
+                .map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization))
         })
         .collect();
     // The vision tower writes its rows where they wait for the decoder.

@@ -14,12 +14,12 @@ pub enum WeightFormat {
     Dense(DType),
     /// 4-bit codes; per group of input channels and output an f16 scale and a 4-bit zero point.
     Int4 {
-        /// Input channels per group.
+        /// Input channels per group, once loaded: those of the file, or a part of them.
         group: usize,
     },
     /// 8-bit codes; per group of input channels and output an f16 scale and an 8-bit zero point.
     Int8 {
-        /// Input channels per group.
+        /// Input channels per group, once loaded: those of the file, or a part of them.
         group: usize,
     },
 }
@@ -27,11 +27,20 @@ pub enum WeightFormat {
 impl WeightFormat {
     /// Bytes of a matrix with `n` outputs and `k` inputs, once loaded.
     pub fn matrix_bytes(self, n: usize, k: usize) -> u64 {
-        let (n, k) = (n as u64, k as u64);
+        // Integer formats fill up the last group.
+        let (n, k) = (n as u64, k.next_multiple_of(self.group().unwrap_or(1)) as u64);
         match self {
             WeightFormat::Dense(dtype) => n * k * dtype.size_bytes(),
             WeightFormat::Int4 { group } => n * k / 2 + k.div_ceil(group as u64) * (2 * n + n.div_ceil(2)),
             WeightFormat::Int8 { group } => n * k + k.div_ceil(group as u64) * 3 * n,
+        }
+    }
+
+    /// Input channels per group, where there are groups.
+    pub fn group(self) -> Option<usize> {
+        match self {
+            WeightFormat::Dense(_) => None,
+            WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => Some(group),
         }
     }
 
@@ -233,8 +242,44 @@ fn quantised_format(config: &ModelConfig, n: usize, k: usize) -> Result<WeightFo
             if !n.is_multiple_of(per_word) || !k.is_multiple_of(per_word) {
                 return Err(fail(format!("inputs and outputs divisible by {per_word}")));
             }
-            let group = group_size.unwrap_or(k);
+            let group = loaded_group(group_size.unwrap_or(k), k);
             Ok(if bits == 4 { WeightFormat::Int4 { group } } else { WeightFormat::Int8 { group } })
         }
+    }
+}
+
+/// Input channels per group once loaded, for `group` in the file of a layer with `k` inputs. Sums over
+/// a group are 32-bit integers and activations are rounded group by group, so large groups are cut
+/// into equal parts with the same scales.
+fn loaded_group(group: usize, k: usize) -> usize {
+    const LARGEST: usize = 256;
+    const PART: usize = 128;
+    let group = group.min(k).next_multiple_of(8);
+    if group <= LARGEST {
+        return group;
+    }
+    (8..=PART).rev().step_by(8).find(|part| group.is_multiple_of(*part)).unwrap_or(8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_cut_into_equal_parts_and_the_last_is_filled_up() {
+        for (group, k, loaded) in [
+            (128, 8960, 128),
+            (32, 64, 32),
+            (256, 1536, 256),
+            (8960, 8960, 128),
+            (29568, 29568, 128),
+            (320, 640, 80),
+            (128, 100, 104),
+            (264, 264, 88),
+        ] {
+            assert_eq!(loaded_group(group, k), loaded, "{group} of {k}");
+        }
+        let bytes = WeightFormat::Int8 { group: 128 }.matrix_bytes(16, 200);
+        assert_eq!(bytes, 16 * 256 + 2 * 16 * 3);
     }
 }

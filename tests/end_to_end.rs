@@ -3,8 +3,9 @@
 mod common;
 
 use common::samples::{Sample, samples};
-use common::{ints, path};
+use common::{ints, path, tiny_gptq};
 use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event};
+use tempfile::TempDir;
 
 fn bf16() -> Checkpoint {
     Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap()
@@ -30,7 +31,13 @@ fn check(sample: &Sample, answer: &Answer, suffix: &str) {
 
 #[test]
 fn every_sample_is_answered_as_by_the_reference_one_at_a_time() {
-    for (checkpoint, suffix) in [(bf16(), ""), (Checkpoint::tiny().unwrap(), "_awq")] {
+    let (int4, int8) = (tiny_gptq(4), tiny_gptq(8));
+    for (checkpoint, suffix) in [
+        (bf16(), ""),
+        (Checkpoint::tiny().unwrap(), "_awq"),
+        (Checkpoint::open(int4.path()).unwrap(), "_gptq_int4"),
+        (Checkpoint::open(int8.path()).unwrap(), "_gptq_int8"),
+    ] {
         let mut engine = Engine::load(checkpoint, &options()).unwrap();
         for sample in samples() {
             let answer = engine.answer(&sample.request).unwrap();
@@ -65,7 +72,15 @@ fn together(engine: &mut Engine, samples: &[Sample]) -> Vec<Answer> {
 #[test]
 fn every_sample_is_answered_as_by_the_reference_in_one_batch() {
     let samples = samples();
-    for (open, suffix) in [(bf16 as fn() -> Checkpoint, ""), (|| Checkpoint::tiny().unwrap(), "_awq")] {
+    let (int4, int8) = (tiny_gptq(4), tiny_gptq(8));
+    let open_gptq = |dir: &TempDir| Checkpoint::open(dir.path()).unwrap();
+    let formats: [(&dyn Fn() -> Checkpoint, &str); 4] = [
+        (&bf16, ""),
+        (&|| Checkpoint::tiny().unwrap(), "_awq"),
+        (&|| open_gptq(&int4), "_gptq_int4"),
+        (&|| open_gptq(&int8), "_gptq_int8"),
+    ];
+    for (open, suffix) in formats {
         for chunk in [512, 7] {
             let options = EngineOptions { max_seqs: 14, prefill_chunk_tokens: chunk, ..options() };
             let mut engine = Engine::load(open(), &options).unwrap();

@@ -129,6 +129,7 @@ fn target_size_agrees_with_smart_resize_of_qwen_vl_utils() {
 #[test]
 fn an_explicit_size_ignores_the_limits_of_the_item() {
     let options = ImageOptions {
+        exif_orientation: None,
         min_pixels: Some(1),
         max_pixels: Some(784),
         resized_height: Some(280),
@@ -653,12 +654,17 @@ fn loading_in_parallel_keeps_the_order_and_times_the_stages() {
         std::fs::write(&path, png(width, 90)).unwrap();
         ImageSource::file(path)
     };
-    let image =
-        |w| VisualRequest { kind: VisualKind::Image, sources: vec![source(w)], options: Default::default() };
+    let image = |w| VisualRequest {
+        kind: VisualKind::Image,
+        sources: vec![source(w)],
+        options: Default::default(),
+        file: None,
+    };
     let video = VisualRequest {
         kind: VisualKind::Video,
         sources: vec![source(70), source(70), source(70)],
         options: Default::default(),
+        file: None,
     };
     let mut requests: Vec<VisualRequest> = (0..10).map(|i| image(100 + 50 * i)).collect();
     requests.insert(4, video);

@@ -13,7 +13,7 @@ use half::f16;
 use qwenvl_graph::DType;
 use qwenvl_graph::weights::{Linear, WeightFormat};
 
-use super::{Checkpoint, TensorRef};
+use super::Checkpoint;
 use crate::error::{Error, Result};
 
 /// The nibble of a word that holds output `8c + j`, by `j`.
@@ -115,17 +115,10 @@ impl Checkpoint {
             });
         };
         let (n, k) = (linear.n, linear.k);
-        let part = |suffix: &str, shape: [usize; 2], dtype: DType| -> Result<TensorRef<'_>> {
-            let tensor = self.tensor(&format!("{}.{suffix}", linear.name))?;
-            if tensor.shape != shape || tensor.dtype != dtype {
-                return Err(tensor
-                    .error(format!("{} {:?}", tensor.dtype, tensor.shape), format!("{dtype} {shape:?}")));
-            }
-            Ok(tensor)
-        };
-        let qweight = part("qweight", [k, n / 8], DType::I32)?;
-        let qzeros = part("qzeros", [k / group, n / 8], DType::I32)?;
-        let scales = part("scales", [k / group, n], DType::F16)?;
+        let part = |suffix: &str, shape: &[usize], dtype| self.part(&linear.name, suffix, shape, dtype);
+        let qweight = part("qweight", &[k, n / 8], DType::I32)?;
+        let qzeros = part("qzeros", &[k / group, n / 8], DType::I32)?;
+        let scales = part("scales", &[k / group, n], DType::F16)?;
         AwqLinear::new(qweight.bytes, qzeros.bytes, scales.bytes, (n, k, group)).ok_or_else(|| {
             qweight.error(
                 format!("{k} inputs and {n} outputs"),

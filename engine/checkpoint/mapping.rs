@@ -34,9 +34,10 @@ impl Mapping {
         // being written once, then only read: the hub's client renames finished downloads into
         // place and never writes to them again. Whoever rewrites the weights under a running
         // engine gets wrong numbers, or SIGBUS if the file became shorter. What makes this
-        // tolerable rather than proper: the bytes are only ever read as `u8` and assembled into
-        // numbers for which every bit pattern is valid, the header is copied out and checked once
-        // and never read again, and no decision about memory safety depends on the contents.
+        // tolerable rather than proper:
+        // the bytes are only ever read as numbers for which every bit pattern is valid, headers are
+        // checked once and never read again, and no decision about memory safety depends on the
+        // contents.
         let map = unsafe { MmapOptions::new().map(&file) }.map_err(fail("map"))?;
         Ok(Mapping { map })
     }
@@ -71,6 +72,12 @@ impl Mapping {
         // read-only and backed by a file that does not change (see `open`): a page that is dropped
         // and touched again has the same contents, so borrows of it stay valid.
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+    }
+}
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod awq;
 mod embedded;
 mod files;
+pub mod gptq;
 mod mapping;
 pub mod names;
 pub mod safetensors;
@@ -22,8 +23,9 @@ use qwenvl_graph::{DType, ModelConfig};
 
 pub use awq::AwqLinear;
 use files::{Source, WeightFile};
+pub use gptq::GptqLinear;
+pub(crate) use mapping::Mapping;
 pub use tensor::{TensorHandle, TensorRef, check_finite, to_f32_vec};
-pub use validate::check_runnable;
 
 use crate::error::{Error, Result};
 
@@ -229,6 +231,11 @@ impl Checkpoint {
         if let Some((mapping, range)) = self.mapped_range(tensor) {
             mapping.release(range);
         }
+    }
+
+    /// The weight files that are mapped, with their contents; none for embedded models.
+    pub(crate) fn weight_files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.files.iter().filter(|f| f.mapping().is_some()).map(|f| (f.path.as_path(), f.bytes()))
     }
 
     /// Bytes of the weight files that are mapped, 0 for embedded models.

@@ -2,29 +2,14 @@
 
 use std::fmt;
 
-use qwenvl_graph::weights::{StoredType, TensorSpec, checkpoint_tensors};
-use qwenvl_graph::{DType, ModelConfig, config::Quantization};
+use qwenvl_graph::weights::{StoredType, TensorSpec, checkpoint_tensors, decoder_linears};
+use qwenvl_graph::{DType, config::Quantization};
 
 use super::{Checkpoint, check_finite, tensor};
 use crate::error::{Error, Result};
 
 /// Problems listed in one message.
 const MAX_LISTED: usize = 10;
-
-/// Refuses configurations that can be planned but not run. This is the one place that decides
-/// which formats the loader takes.
-///
-/// # Errors
-/// [`Error::Unsupported`] naming the format.
-pub fn check_runnable(config: &ModelConfig) -> Result<()> {
-    match config.quantization {
-        Quantization::None | Quantization::Awq { .. } => Ok(()),
-        Quantization::Gptq { .. } => Err(Error::Unsupported {
-            what: format!("running a {} checkpoint", config.format_name()),
-            help: "this build loads BF16/F16/F32 and AWQ; GPTQ checkpoints can be planned but not run".into(),
-        }),
-    }
-}
 
 /// One thing that is wrong.
 struct Problem {
@@ -42,23 +27,39 @@ impl fmt::Display for Problem {
 }
 
 impl Checkpoint {
-    /// Checks that the checkpoint can be loaded: its format is one the engine runs, every tensor is
-    /// there with the right shape and type, and no scale is NaN or infinite. Reads the scales
-    /// (under 3 % of a quantised checkpoint) and otherwise only headers. Tensors that the
-    /// configuration does not ask for are ignored.
+    /// Checks that the checkpoint can be loaded: every tensor is there with the right shape and type,
+    /// no scale is NaN or infinite, and inputs of quantised layers are assigned to groups that exist.
+    /// Reads the scales (under 3 % of a quantised checkpoint) and group indices, otherwise only
+    /// headers. Tensors that the configuration does not ask for are ignored.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for formats that are not run; [`Error::Tensor`] for a single
+    /// [`Error::Tensor`] for a single
     /// problem; [`Error::Checkpoint`] listing the first problems if there are several or the cause
     /// is evident.
     pub fn validate(&self) -> Result<()> {
-        check_runnable(&self.config)?;
         let specs = checkpoint_tensors(&self.config)?;
         let problems: Vec<Problem> = specs.iter().filter_map(|spec| self.problem(spec)).collect();
         if !problems.is_empty() {
             return Err(self.report(problems));
         }
-        self.check_scales()
+        self.check_scales()?;
+        self.check_groups()
+    }
+
+    /// Checks the group of every input and the biases that AutoGPTQ adds, in a GPTQ checkpoint.
+    fn check_groups(&self) -> Result<()> {
+        if !matches!(self.config.quantization, Quantization::Gptq { .. }) {
+            return Ok(());
+        }
+        for layer in 0..self.config.text.num_hidden_layers {
+            for linear in decoder_linears(&self.config, layer)? {
+                self.gptq_linear(&linear)?;
+                if !linear.bias {
+                    self.extra_bias(&linear.name, linear.n)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checks the values of every scale of a quantised checkpoint.
@@ -80,7 +81,7 @@ impl Checkpoint {
     fn problem(&self, spec: &TensorSpec) -> Option<Problem> {
         let accepted: &[DType] = match spec.stored {
             StoredType::Packed => &[DType::I32],
-            // AutoAWQ writes f16 and its arithmetic rounds to f16; other types would have to be
+            // AutoAWQ and AutoGPTQ write f16, and the arithmetic rounds to f16; other types would have to be
             // rounded here, silently changing the model.
             StoredType::Float if is_scales(&spec.name) => &[DType::F16],
             StoredType::Float => &[DType::F32, DType::F16, DType::BF16],
@@ -149,6 +150,15 @@ impl Checkpoint {
         {
             return Some(
                 "config.json declares AWQ but the weights are packed as GPTQ (they have g_idx tensors)"
+                    .into(),
+            );
+        }
+        if matches!(self.config.quantization, Quantization::Gptq { .. })
+            && problems.iter().any(|p| p.tensor.ends_with(".qweight"))
+            && !self.tensor_names().any(|name| name.ends_with(".g_idx"))
+        {
+            return Some(
+                "config.json declares GPTQ but the weights are packed as AWQ (they have no g_idx tensors)"
                     .into(),
             );
         }

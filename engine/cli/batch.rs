@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Event, Prepared, Request, RequestId};
 use serde_json::{Value, json};
 
-use super::input::Lines;
+use super::input::{Lines, MAX_LINE_BYTES};
 use super::model::{ModelArgs, directory_of};
 use super::output;
 
@@ -23,6 +23,10 @@ pub struct Args {
     /// Write the answers to this file instead of standard output.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Go on with an output file that an earlier run left: requests that it answers, errors included, are
+    /// not asked again. The requests must be the same.
+    #[arg(long, requires = "output")]
+    resume: bool,
     /// Requests to work on at the same time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
@@ -41,27 +45,48 @@ A line:
 Also: top_k, top_p, repetition_penalty, seed, stop, add_vision_id, keep_special_tokens.
 Relative paths start at the directory of the file. Answers come in the order of the lines:
   {\"custom_id\", \"text\", \"token_ids\", \"finish_reason\", \"usage\", \"timings\", \"visuals\"}
-A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.";
+A line that fails gives {\"custom_id\", \"error\"}, the others go on, and the exit code is 1.
+
+Parts of a message, in the Qwen or the OpenAI format:
+  {\"type\": \"text\", \"text\": ...}
+  {\"type\": \"image\", \"image\": PATH|URL|data:}   also min_pixels, max_pixels, resized_height and
+  {\"type\": \"image_url\", \"image_url\": {\"url\": ...}}   resized_width, exif_orientation
+  {\"type\": \"video\", \"video\": PATH|URL|data: or [frames]}   also fps or nframes, min_frames,
+  {\"type\": \"video_url\", \"video_url\": {\"url\": ...}}   max_frames, video_start, video_end, total_pixels";
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (checkpoint, frontend) = args.model.open()?;
-    let lines = Requests::open(&args.requests)?;
+    let mut requests = Requests::open(&args.requests)?;
+    let mut done = Done::default();
     let out: Box<dyn Write> = match &args.output {
         Some(path) => {
             if path.canonicalize().is_ok_and(|out| args.requests.canonicalize().is_ok_and(|r| r == out)) {
                 bail!("--output {}: these are the requests; name another file", path.display());
             }
-            Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+            if args.resume && path.exists() {
+                let (file, found) = Done::read(path).with_context(|| path.display().to_string())?;
+                done = found;
+                Box::new(file)
+            } else {
+                Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+            }
         }
         None => Box::new(output::stdout()),
     };
+    done.skip(&mut requests)?;
     let parallel = usize::from(args.parallel);
     let options =
         EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
-    let mut results = InOrder { out, file: args.output, next: 0, ready: BTreeMap::new(), failed: 0 };
-    answer_all(&mut engine, lines, parallel, &mut results)?;
+    let mut results = InOrder {
+        out,
+        file: args.output,
+        next: done.ids.len(),
+        ready: BTreeMap::new(),
+        failed: done.failed,
+    };
+    answer_all(&mut engine, requests, parallel, &mut results)?;
     Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -150,6 +175,62 @@ impl Requests {
             self.next += 1;
             return Ok(Some((self.next - 1, line)));
         }
+    }
+}
+
+/// What an earlier run has answered, in the order of the requests.
+#[derive(Default)]
+struct Done {
+    ids: Vec<Value>,
+    failed: usize,
+}
+
+impl Done {
+    /// Reads an output file and opens it for what is missing; a line that was cut short is removed.
+    fn read(path: &Path) -> anyhow::Result<(File, Done)> {
+        let mut file = File::options().read(true).write(true).open(path)?;
+        let (mut done, mut whole) = (Done::default(), 0);
+        let mut reader = BufReader::new(&mut file);
+        loop {
+            let mut line = String::new();
+            let n = std::io::Read::take(&mut reader, MAX_LINE_BYTES).read_line(&mut line)?;
+            if !line.ends_with('\n') {
+                break;
+            }
+            let answer: Value = serde_json::from_str(&line)
+                .ok()
+                .filter(|v: &Value| v.get("text").or(v.get("error")).is_some())
+                .with_context(|| {
+                    format!(
+                        "line {} is no answer of this command: give another --output, or no --resume",
+                        done.ids.len() + 1
+                    )
+                })?;
+            done.failed += usize::from(answer.get("error").is_some());
+            done.ids.push(answer.get("custom_id").cloned().unwrap_or(Value::Null));
+            whole += n as u64;
+        }
+        file.set_len(whole)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok((file, done))
+    }
+
+    /// Passes over the requests that are answered, after checking that they are the ones.
+    fn skip(&self, requests: &mut Requests) -> anyhow::Result<()> {
+        for (i, expected) in self.ids.iter().enumerate() {
+            let Some((_, text)) = requests.next()? else {
+                bail!(
+                    "the output has {} answers but there are {i} requests: they are not the same",
+                    self.ids.len()
+                );
+            };
+            let id = text.ok().and_then(|t| serde_json::from_str::<Value>(&t).ok()).and_then(|v| v.get("custom_id").cloned());
+            let id = id.unwrap_or(Value::Null);
+            if id != *expected {
+                bail!("request {} is {id} but the output answers {expected}: they are not the same", i + 1);
+            }
+        }
+        Ok(())
     }
 }
 

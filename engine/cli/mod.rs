@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod batch;
+mod boxes;
 mod chat;
 mod input;
 mod model;

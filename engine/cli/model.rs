@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
+use qwenvl::exec::cpu::CacheUse;
 use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request, Target, host};
 
 use super::output;
@@ -23,12 +24,19 @@ pub struct ModelArgs {
     /// Threads on the CPU [default: all processors].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Keep repacked int4 and int8 weights in this directory, so that the next start only maps them. May
+    /// be the checkpoint's own. A file that is damaged or of other weights is written anew.
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub repack_cache: Option<PathBuf>,
     /// Smallest picture in pixels; smaller ones are enlarged [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub min_pixels: Option<u64>,
     /// Largest picture in pixels; larger ones are reduced [default: the checkpoint's].
     #[arg(long, value_name = "PIXELS")]
     pub max_pixels: Option<u64>,
+    /// Turn pictures as their EXIF data say. The vendor's library does not, so this is off by default.
+    #[arg(long)]
+    pub exif_orientation: bool,
 }
 
 /// How to pick tokens; what is absent is left to the checkpoint's generation_config.json.
@@ -74,6 +82,20 @@ impl SamplingArgs {
     }
 }
 
+impl SamplingArgs {
+    /// Puts those parameters that were given into a request that has its own.
+    pub fn apply_given(&self, request: &mut Request) {
+        request.max_tokens = self.max_tokens.or(request.max_tokens);
+        request.temperature = self.temperature.or(request.temperature);
+        request.top_k = self.top_k.or(request.top_k);
+        request.top_p = self.top_p.or(request.top_p);
+        request.repetition_penalty = self.repetition_penalty.or(request.repetition_penalty);
+        request.seed = self.seed.or(request.seed);
+        request.stop.extend_from_slice(&self.stop);
+        request.keep_special_tokens |= self.keep_special_tokens;
+    }
+}
+
 impl ModelArgs {
     /// What `--device` names.
     fn target(&self) -> anyhow::Result<Target> {
@@ -104,12 +126,16 @@ impl ModelArgs {
             None => Checkpoint::tiny()?,
         };
         let mut frontend = Frontend::new(&checkpoint)?;
-        let limits = &mut frontend.processor_mut().limits;
-        if let Some(pixels) = self.min_pixels {
-            limits.min_pixels = pixels as f64;
-        }
-        if let Some(pixels) = self.max_pixels {
-            limits.max_pixels = pixels as f64;
+        let processor = frontend.processor_mut();
+        processor.exif_orientation = self.exif_orientation;
+        for limits in [&mut processor.limits, &mut processor.video_limits] {
+            if let Some(pixels) = self.max_pixels {
+                limits.max_pixels = pixels as f64;
+                limits.min_pixels = limits.min_pixels.min(pixels as f64);
+            }
+            if let Some(pixels) = self.min_pixels {
+                limits.min_pixels = pixels as f64;
+            }
         }
         for key in frontend.ignored_generation_keys() {
             output::note(format_args!(
@@ -126,8 +152,12 @@ impl ModelArgs {
         frontend: Frontend,
         options: EngineOptions,
     ) -> anyhow::Result<Engine> {
-        let (target, threads) = (self.target()?, self.threads.map(usize::from));
-        let options = EngineOptions { target, threads, ..options };
+        let options = EngineOptions {
+            target: self.target()?,
+            threads: self.threads.map(usize::from),
+            repack_cache: self.repack_cache.clone(),
+            ..options
+        };
         let mut bar: Option<ProgressBar> = None;
         let start = Instant::now();
         let visible = std::io::stderr().is_terminal();
@@ -143,6 +173,15 @@ impl ModelArgs {
         })?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
+        }
+        match engine.repack_cache() {
+            Some(CacheUse::Written(path, reason)) => {
+                eprintln!("note: wrote the repack cache {} ({reason})", path.display());
+            }
+            Some(CacheUse::NotNeeded) => {
+                eprintln!("note: --repack-cache has no effect: these weights run as they are stored");
+            }
+            Some(CacheUse::Mapped(_)) | None => {}
         }
         Ok(engine)
     }

@@ -6,12 +6,12 @@ use std::io::{self, StdoutLock, Write};
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
 use qwenvl::host::Resident;
-use qwenvl::{Answer, Engine};
+use qwenvl::{Answer, Engine, grounding};
 use serde_json::{Value, json};
 
 /// The object that `batch` writes for each line, and `run --json` prints.
 pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
-    json!({
+    let mut object = json!({
         "custom_id": custom_id,
         "text": answer.text,
         "token_ids": answer.token_ids,
@@ -19,7 +19,27 @@ pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
         "usage": answer.usage,
         "timings": answer.timings,
         "visuals": answer.visuals,
-    })
+    });
+    let boxes = grounding::boxes(&answer.text);
+    if !boxes.is_empty() {
+        // Which of several pictures is meant, only the text can tell.
+        let size = match answer.visuals.as_slice() {
+            [only] => Some((only.width, only.height)),
+            _ => None,
+        };
+        let boxes = boxes.iter().map(|b| {
+            json!({
+                "label": b.label,
+                "thousandths": b.thousandths,
+                "pixels": size.map(|(width, height)| b.pixels(width, height)),
+            })
+        });
+        object["boxes"] = boxes.collect();
+    }
+    if !answer.notices.is_empty() {
+        object["notices"] = json!(answer.notices);
+    }
+    object
 }
 
 /// What was reached, beside what this machine reached at the same time when nothing else limits it.

@@ -1,7 +1,7 @@
 //! Messages: what a user says, and with which pictures.
 //!
-//! The JSON form is the one of the model card and of qwen-vl-utils; `image_url` parts are also
-//! accepted as OpenAI's clients write them. [`messages_from_json`] checks every key.
+//! The JSON form is the one of the model card and of qwen-vl-utils; `image_url` and `video_url` parts are
+//! also accepted as OpenAI's clients write them. [`messages_from_json`] checks every key.
 
 use std::fmt;
 use std::sync::Arc;
@@ -61,6 +61,10 @@ pub struct ImagePart {
     pub image: ImageInput,
     /// The size it shall have.
     pub size: SizeOptions,
+    /// Whether to turn it as its EXIF data say; the processor's choice if `None`.
+    pub exif_orientation: Option<bool>,
+    /// OpenAI's hint about cost. It has no effect but a notice in the answer.
+    pub detail: Option<String>,
 }
 
 /// A video, which of its frames to take and the size they shall have.
@@ -119,7 +123,7 @@ pub enum ImageInput {
 /// Where a video is.
 #[derive(Clone, Debug, PartialEq)]
 pub enum VideoInput {
-    /// Path or `file://` URL of a video file.
+    /// A video file: a path, a `file://`, `http://` or `https://` URL, or a `data:video` URL with base64.
     File(String),
     /// Its frames in order.
     Frames(Vec<ImageInput>),
@@ -289,17 +293,16 @@ impl Part {
 
     /// Reads one part. `field` is what errors call it, as `messages[0].content[1]`.
     fn from_json(value: &Value, field: &str) -> Result<Self> {
-        const KINDS: &str = "text, image, image_url or video";
-        let object = Object::new(value, field, "an object with text, image, image_url or video")?;
+        const KINDS: &str = "text, image, image_url, video or video_url";
+        const KEYS: [&str; 5] = ["text", "image", "image_url", "video", "video_url"];
+        let object = Object::new(value, field, "an object with text, image, image_url, video or video_url")?;
         // The type may be left out; the key that holds the matter then names it.
         let kind = match object.optional_str("type", KINDS)? {
             Some(kind) => kind,
-            None => {
-                match ["text", "image", "image_url", "video"].iter().find(|key| object.get(key).is_some()) {
-                    Some(kind) => kind,
-                    None => return Err(object.mismatch("type", KINDS)),
-                }
-            }
+            None => match KEYS.iter().find(|key| object.get(key).is_some()) {
+                Some(kind) => kind,
+                None => return Err(object.mismatch("type", KINDS)),
+            },
         };
         match kind {
             "text" => {
@@ -307,7 +310,7 @@ impl Part {
                 Ok(Part::text(object.required_str("text", "a string")?))
             }
             "image" | "image_url" => ImagePart::from_json(&object).map(Part::Image),
-            "video" => VideoPart::from_json(&object).map(Part::Video),
+            "video" | "video_url" => VideoPart::from_json(&object).map(Part::Video),
             _ => Err(object.mismatch("type", KINDS)),
         }
     }
@@ -340,29 +343,37 @@ impl SizeOptions {
 impl ImagePart {
     /// An image with no wish about its size.
     pub fn new(image: impl Into<ImageInput>) -> Self {
-        ImagePart { image: image.into(), size: SizeOptions::default() }
+        ImagePart { image: image.into(), size: SizeOptions::default(), exif_orientation: None, detail: None }
     }
 
     fn from_json(object: &Object) -> Result<Self> {
         const EXPECTED: &str = "a path, URL or data URL";
-        let location = match (object.get("image"), object.get("image_url")) {
+        let (location, detail) = match (object.get("image"), object.get("image_url")) {
             (Some(_), Some(_)) => return Err(object.mismatch("image_url", "nothing, as image is given")),
-            (_, None) => object.required_str("image", EXPECTED)?,
-            (None, Some(Value::Object(_))) => {
-                let url = object.object("image_url")?;
-                url.only(&["url", "detail"])?;
-                // OpenAI's hint about cost. Here max_pixels says it exactly; the hint is only checked.
-                const DETAILS: &str = "auto, low or high";
-                if !matches!(url.optional_str("detail", DETAILS)?, None | Some("auto" | "low" | "high")) {
-                    return Err(url.mismatch("detail", DETAILS));
-                }
-                url.required_str("url", EXPECTED)?
-            }
-            (None, Some(_)) => object.required_str("image_url", "a URL, or an object with url")?,
+            (_, None) => (object.required_str("image", EXPECTED)?, None),
+            (None, Some(_)) => url(object, "image_url", EXPECTED)?,
         };
-        object.only_of(&[&["type", "image", "image_url"], &SIZE_KEYS])?;
-        Ok(ImagePart { image: location.into(), size: SizeOptions::from_json(object)? })
+        object.only_of(&[&["type", "image", "image_url", "exif_orientation"], &SIZE_KEYS])?;
+        let exif_orientation = object.flag("exif_orientation")?;
+        let size = SizeOptions::from_json(object)?;
+        let detail = detail.map(str::to_string);
+        Ok(ImagePart { image: location.into(), size, exif_orientation, detail })
     }
+}
+
+/// What OpenAI's clients write: a URL, or an object with `url` and perhaps `detail`.
+fn url<'a>(object: &Object<'a>, key: &str, expected: &str) -> Result<(&'a str, Option<&'a str>)> {
+    if !matches!(object.get(key), Some(Value::Object(_))) {
+        return Ok((object.required_str(key, "a URL, or an object with url")?, None));
+    }
+    const DETAILS: &str = "auto, low or high";
+    let url = object.object(key)?;
+    url.only(&["url", "detail"])?;
+    let detail = url.optional_str("detail", DETAILS)?;
+    if !matches!(detail, None | Some("auto" | "low" | "high")) {
+        return Err(url.mismatch("detail", DETAILS));
+    }
+    Ok((url.required_str("url", expected)?, detail))
 }
 
 impl VideoPart {
@@ -385,8 +396,14 @@ impl VideoPart {
         const EXPECTED: &str = "the path of a video or a non-empty array of frames";
         const KEYS: [&str; 7] =
             ["total_pixels", "fps", "nframes", "min_frames", "max_frames", "video_start", "video_end"];
-        object.only_of(&[&["type", "video"], &KEYS, &SIZE_KEYS])?;
+        object.only_of(&[&["type", "video", "video_url"], &KEYS, &SIZE_KEYS])?;
         let video = match object.get("video") {
+            Some(_) if object.get("video_url").is_some() => {
+                return Err(object.mismatch("video_url", "nothing, as video is given"));
+            }
+            None if object.get("video_url").is_some() => {
+                VideoInput::File(url(object, "video_url", "a path, URL or data URL")?.0.to_string())
+            }
             Some(Value::String(path)) => VideoInput::File(path.clone()),
             Some(Value::Array(frames)) if !frames.is_empty() => {
                 let frame = |(i, frame): (usize, &Value)| match frame {

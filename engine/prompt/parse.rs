@@ -71,6 +71,10 @@ impl<'a> Object<'a> {
         self.get(key).map(|value| value.as_str().ok_or_else(|| self.mismatch(key, expected))).transpose()
     }
 
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key).map(|v| v.as_bool().ok_or_else(|| self.mismatch(key, "true or false"))).transpose()
+    }
+
     pub fn positive(&self, key: &str) -> Result<Option<u64>> {
         self.get(key)
             .map(|v| v.as_u64().filter(|n| *n > 0).ok_or_else(|| self.mismatch(key, "a positive integer")))

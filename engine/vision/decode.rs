@@ -4,7 +4,8 @@
 //! RGBA is laid over white, everything else goes through `convert("RGB")`. `tests/vision.rs`
 //! checks it on files whose pixels Pillow has decoded (`tools/golden/pillow_decode.py`). So:
 //!
-//! * EXIF orientation, colour profiles and gamma are ignored; the orientation tag of a TIFF is
+//! * EXIF orientation is ignored unless it is asked for ([`decode_oriented`]), and colour profiles and
+//!   gamma always; the orientation tag of a TIFF is
 //!   applied, as Pillow does while loading.
 //! * Grey with alpha, palettes with transparency and PNG's transparent colour lose it: the colour
 //!   underneath is kept.
@@ -84,6 +85,14 @@ impl Rgb8 {
 /// [`crate::Error::Image`] if the bytes are no such file, if the file is corrupt or cut short, or
 /// if its header announces a zero side or more than [`MAX_PIXELS`].
 pub fn decode(bytes: &[u8], name: &str) -> Result<Rgb8> {
+    decode_oriented(bytes, name, false)
+}
+
+/// As [`decode`], and with `exif` turned as the file's EXIF data say.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_oriented(bytes: &[u8], name: &str, exif: bool) -> Result<Rgb8> {
     let Some(format) = image::guess_format(bytes).ok().filter(|f| f.reading_enabled() && !foreign(bytes))
     else {
         let (problem, help) = describe_unknown(bytes);
@@ -93,12 +102,12 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Rgb8> {
         return Err(cut_short(name));
     }
     // The decoders are meant not to panic on any input. Should one do, that is a bad file.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, name)));
+    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, name, exif)));
     decoded
         .unwrap_or_else(|_| Err(image_error(name, "the decoder failed on it", "convert it to PNG or JPEG")))
 }
 
-fn decode_format(bytes: &[u8], format: ImageFormat, name: &str) -> Result<Rgb8> {
+fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> Result<Rgb8> {
     let fail = |e: ImageError| match e {
         ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => cut_short(name),
         ImageError::Unsupported(e) => image_error(name, e.to_string(), "convert it to PNG or JPEG"),
@@ -119,6 +128,8 @@ fn decode_format(bytes: &[u8], format: ImageFormat, name: &str) -> Result<Rgb8> 
     check_size(name, width, height)?;
     let orientation = match format {
         ImageFormat::Tiff => decoder.orientation().map_err(fail)?,
+        // Data that say nothing sensible leave the picture as it is.
+        _ if exif => decoder.orientation().unwrap_or(Orientation::NoTransforms),
         _ => Orientation::NoTransforms,
     };
     let mut picture = DynamicImage::from_decoder(decoder).map_err(fail)?;

@@ -2,12 +2,13 @@
 //!
 //! [`source`] finds the bytes, [`decode`] makes pixels of them, [`Processor`] chooses the size,
 //! [`mod@resize`] resizes, [`patchify`] normalises and reorders. A picture is resized once, to the
-//! size that qwen-vl-utils would give it.
+//! size that qwen-vl-utils would give it. [`video`] does the same for the sampled frames of a file.
 
 pub mod decode;
 pub mod patchify;
 pub mod resize;
 pub mod source;
+pub mod video;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -21,6 +22,7 @@ use serde::Deserialize;
 pub use decode::{MAX_PIXELS, Rgb8};
 pub use patchify::Normalize;
 pub use source::{FetchLimits, ImageSource};
+pub use video::{Sampling, VideoOptions};
 
 use crate::error::{Error, Result};
 
@@ -36,6 +38,8 @@ pub struct ImageOptions {
     pub resized_height: Option<u32>,
     /// Width to aim at, in pixels.
     pub resized_width: Option<u32>,
+    /// Whether to turn the picture as its EXIF data say; the processor's choice if absent.
+    pub exif_orientation: Option<bool>,
 }
 
 /// Whether frames are one picture or a video.
@@ -67,14 +71,16 @@ impl std::ops::AddAssign for Timings {
 }
 
 /// A picture or video that is to be loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct VisualRequest {
     /// What the frames are.
     pub kind: VisualKind,
-    /// One source for an image, one for each frame of a video.
+    /// One source for an image or a video file, one for each frame of a video given as a list.
     pub sources: Vec<ImageSource>,
     /// The size to give them.
     pub options: ImageOptions,
+    /// Says that the source is a video file, and which of its frames to take.
+    pub file: Option<VideoOptions>,
 }
 
 /// A picture or video in the size in which the model sees it.
@@ -88,6 +94,8 @@ pub struct Visual {
     pub frames: Vec<Rgb8>,
     /// `(width, height)` of the first frame before the resize.
     pub original: (u32, u32),
+    /// Which frames of a video file they are.
+    pub sampling: Option<Sampling>,
     /// What it took to make.
     pub timings: Timings,
 }
@@ -113,6 +121,10 @@ impl Visual {
 pub struct Processor {
     /// Bounds on the area of a resized picture that says nothing itself.
     pub limits: PixelLimits,
+    /// Bounds on the area of a frame of a video file that says nothing itself.
+    pub video_limits: PixelLimits,
+    /// Whether pictures are turned as their EXIF data say. qwen-vl-utils does not.
+    pub exif_orientation: bool,
     /// Colour normalisation.
     pub normalize: Normalize,
     /// Sides of resized pictures are multiples of this many pixels.
@@ -191,6 +203,11 @@ impl Processor {
         }
         Ok(Processor {
             limits,
+            video_limits: PixelLimits {
+                min_pixels: video::MIN_FRAME_PIXELS,
+                max_pixels: video::MAX_FRAME_PIXELS,
+            },
+            exif_orientation: false,
             normalize,
             factor: config.pixel_factor() as u64,
             temporal_patch_size: config.temporal_patch_size,
@@ -208,15 +225,42 @@ impl Processor {
     /// [`Error::Graph`] if the picture has an impossible size; [`Error::Image`] if it would have
     /// more than [`MAX_PIXELS`] after the resize.
     pub fn target_size(&self, width: u32, height: u32, options: &ImageOptions) -> Result<(u32, u32)> {
+        let limits = PixelLimits {
+            min_pixels: options.min_pixels.map_or(self.limits.min_pixels, |n| n as f64),
+            max_pixels: options.max_pixels.map_or(self.limits.max_pixels, |n| n as f64),
+        };
+        self.size_within(width, height, options, limits)
+    }
+
+    /// The `(height, width)` that each of `n` frames of a video file is resized to; the rules are those
+    /// of `fetch_video` in qwen-vl-utils 0.0.14.
+    ///
+    /// # Errors
+    /// Those of [`Processor::target_size`].
+    pub fn frame_size(
+        &self,
+        n: usize,
+        width: u32,
+        height: u32,
+        options: &ImageOptions,
+        video: &VideoOptions,
+    ) -> Result<(u32, u32)> {
+        let defaults = (self.video_limits.min_pixels, self.video_limits.max_pixels);
+        let own = (options.min_pixels, options.max_pixels);
+        self.size_within(width, height, options, video::frame_limits(n, video, defaults, own))
+    }
+
+    /// `limits` count unless a size is asked for.
+    fn size_within(
+        &self,
+        width: u32,
+        height: u32,
+        options: &ImageOptions,
+        limits: PixelLimits,
+    ) -> Result<(u32, u32)> {
         let (height, width, limits) = match (options.resized_height, options.resized_width) {
             (Some(height), Some(width)) => (height, width, self.limits),
-            (None, None) => {
-                let limits = PixelLimits {
-                    min_pixels: options.min_pixels.map_or(self.limits.min_pixels, |n| n as f64),
-                    max_pixels: options.max_pixels.map_or(self.limits.max_pixels, |n| n as f64),
-                };
-                (height, width, limits)
-            }
+            (None, None) => (height, width, limits),
             (height, _) => {
                 let (given, absent) = match height {
                     Some(_) => ("resized_height", "resized_width"),
@@ -270,20 +314,51 @@ impl Processor {
     /// [`Processor::image`] or [`Processor::video_frames`] refuse; [`Error::Request`] if a request
     /// has no source, or is an image with several.
     pub fn load(&self, requests: &[VisualRequest], limits: &FetchLimits) -> Result<Vec<Visual>> {
-        let jobs: Vec<(&ImageSource, &ImageOptions)> =
-            requests.iter().flat_map(|r| r.sources.iter().map(move |s| (s, &r.options))).collect();
-        let mut frames = in_parallel(jobs.len(), |i| {
-            let (source, options) = jobs[i];
-            self.load_frame(source, options, limits)
+        let jobs: Vec<(&ImageSource, &VisualRequest)> =
+            requests.iter().flat_map(|r| r.sources.iter().map(move |s| (s, r))).collect();
+        let mut loaded = in_parallel(jobs.len(), |i| {
+            let (source, request) = jobs[i];
+            match &request.file {
+                None => self.load_frame(source, &request.options, limits).map(Job::Frame),
+                Some(video) => self.load_file(source, &request.options, video).map(Job::File),
+            }
         })?
         .into_iter();
         let mut visuals = Vec::with_capacity(requests.len());
         for request in requests {
             let name = request.sources.first().map_or("", ImageSource::name);
-            let frames = frames.by_ref().take(request.sources.len()).collect();
-            visuals.push(self.visual(request.kind, frames, name)?);
+            let (mut frames, mut file) = (Vec::new(), None);
+            for job in loaded.by_ref().take(request.sources.len()) {
+                match job {
+                    Job::Frame(frame) => frames.push(frame),
+                    Job::File(visual) => file = Some(visual),
+                }
+            }
+            visuals.push(match file {
+                Some(visual) => visual,
+                None => self.visual(request.kind, frames, name)?,
+            });
         }
         Ok(visuals)
+    }
+
+    /// Loads the sampled frames of a video file.
+    fn load_file(
+        &self,
+        source: &ImageSource,
+        options: &ImageOptions,
+        video: &VideoOptions,
+    ) -> Result<Visual> {
+        let start = Instant::now();
+        let file = source.local(&FetchLimits::video())?;
+        let fetch = start.elapsed();
+        let size_of = |n: usize, width: u32, height: u32| self.frame_size(n, width, height, options, video);
+        let loaded = video::load(file.path(), source.name(), video, &size_of)?;
+        let frame = |resized| Frame { resized, original: loaded.original, timings: Timings::default() };
+        let frames = loaded.frames.into_iter().map(frame).collect();
+        let visual = self.visual(VisualKind::Video, frames, source.name())?;
+        let timings = Timings { fetch, decode: loaded.decode, resize: loaded.resize };
+        Ok(Visual { sampling: Some(loaded.sampling), timings, ..visual })
     }
 
     fn load_frame(
@@ -298,7 +373,8 @@ impl Processor {
         let start = Instant::now();
         let bytes = source.fetch(limits)?;
         let fetched = Instant::now();
-        let rgb = decode::decode(&bytes, source.name())?;
+        let exif = options.exif_orientation.unwrap_or(self.exif_orientation);
+        let rgb = decode::decode_oriented(&bytes, source.name(), exif)?;
         let timings = Timings { fetch: fetched - start, decode: fetched.elapsed(), resize: Duration::ZERO };
         self.frame(rgb, options, timings)
     }
@@ -340,8 +416,14 @@ impl Processor {
             w: size.0 as usize / self.patch_size,
         };
         let frames = frames.into_iter().map(|f| f.resized).collect();
-        Ok(Visual { kind, grid, frames, original, timings })
+        Ok(Visual { kind, grid, frames, original, sampling: None, timings })
     }
+}
+
+/// What one thread has loaded.
+enum Job {
+    Frame(Frame),
+    File(Visual),
 }
 
 /// One picture after the resize.

@@ -1,7 +1,7 @@
 //! Where a picture comes from, and fetching its bytes within limits.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,23 @@ enum Place {
     Pixels(Rgb8),
 }
 
+/// A file of this machine.
+pub(super) enum Local {
+    /// The user's.
+    File(PathBuf),
+    /// One that goes away with this value.
+    Temporary(tempfile::NamedTempFile),
+}
+
+impl Local {
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Local::File(path) => path,
+            Local::Temporary(file) => file.path(),
+        }
+    }
+}
+
 /// What a fetch may take before it is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchLimits {
@@ -53,6 +70,13 @@ impl Default for FetchLimits {
     }
 }
 
+impl FetchLimits {
+    /// For video files: 4 GiB in 10 minutes. They are not held in memory.
+    pub fn video() -> Self {
+        FetchLimits { max_bytes: 4 << 30, timeout: Duration::from_secs(600), ..FetchLimits::default() }
+    }
+}
+
 impl ImageSource {
     /// Reads the notations of the model card: a path, `file://...`, `http(s)://...` and
     /// `data:image...;base64,...`. Relative paths start at `base_dir`. `%41`-like escapes are
@@ -61,6 +85,18 @@ impl ImageSource {
     /// # Errors
     /// [`Error::Image`] for an empty string, another scheme, or inline data that is not base64.
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self> {
+        Self::parse_media(text, base_dir, "image")
+    }
+
+    /// As [`parse`](Self::parse), for a video: inline data are `data:video...;base64,...`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_video(text: &str, base_dir: &Path) -> Result<Self> {
+        Self::parse_media(text, base_dir, "video")
+    }
+
+    fn parse_media(text: &str, base_dir: &Path, media: &str) -> Result<Self> {
         let name = shorten(text);
         let fail = |problem: &str, help: &str| Err(image_error(&name, problem, help));
         if text.trim().is_empty() {
@@ -79,10 +115,11 @@ impl ImageSource {
                     None => return fail("the decoded path is not UTF-8", "give the plain path instead"),
                 }
             }
-            Some("data") => match inline(text) {
+            Some("data") => match inline(text, media) {
                 Ok(bytes) => Place::Memory(bytes),
                 Err(problem) => {
-                    return fail(&problem, "write data:image/png;base64, and then the file in base64");
+                    let help = format!("write data:{media}/...;base64, and then the file in base64");
+                    return fail(&problem, &help);
                 }
             },
             Some(other) => {
@@ -135,7 +172,14 @@ impl ImageSource {
     pub fn fetch(&self, limits: &FetchLimits) -> Result<Vec<u8>> {
         match &self.place {
             Place::File(path) => self.read_file(path, limits),
-            Place::Url(url) => self.download(url, limits),
+            Place::Url(url) => {
+                let mut bytes = Vec::new();
+                self.download(url, limits, &mut |part| {
+                    bytes.extend_from_slice(part);
+                    Ok(())
+                })?;
+                Ok(bytes)
+            }
             Place::Memory(bytes) if bytes.len() as u64 > limits.max_bytes => Err(self.too_large(limits)),
             Place::Memory(bytes) => Ok(bytes.clone()),
             Place::Pixels(_) => Err(image_error(&self.name, "it has no encoded form", "use its pixels")),
@@ -162,13 +206,42 @@ impl ImageSource {
         Ok(bytes)
     }
 
-    fn download(&self, url: &str, limits: &FetchLimits) -> Result<Vec<u8>> {
+    /// The source as a file of this machine: what is not one is written to a temporary one.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch); [`Error::Io`] if the temporary file cannot be written.
+    pub(super) fn local(&self, limits: &FetchLimits) -> Result<Local> {
+        let fail = |source| Error::Io { action: "write", path: std::env::temp_dir(), source };
+        let temporary = || tempfile::NamedTempFile::with_prefix("qwenvl-").map_err(fail);
+        match &self.place {
+            Place::File(path) => Ok(Local::File(path.clone())),
+            Place::Url(url) => {
+                let mut file = temporary()?;
+                self.download(url, limits, &mut |part| file.write_all(part).map_err(fail))?;
+                Ok(Local::Temporary(file))
+            }
+            Place::Memory(bytes) => {
+                let mut file = temporary()?;
+                file.write_all(bytes).map_err(fail)?;
+                Ok(Local::Temporary(file))
+            }
+            Place::Pixels(_) => Err(image_error(&self.name, "it is no file", "use its pixels")),
+        }
+    }
+
+    /// Gives the body to `sink`, piece by piece.
+    fn download(
+        &self,
+        url: &str,
+        limits: &FetchLimits,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let start = Instant::now();
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_global(Some(limits.timeout))
             .max_redirects(limits.max_redirects)
             .user_agent(concat!("qwenvl/", env!("CARGO_PKG_VERSION")))
-            .accept("image/*, */*;q=0.5")
+            .accept("image/*, video/*, */*;q=0.5")
             .build()
             .into();
         let response = agent.get(url).call().map_err(|e| self.download_error(e, limits))?;
@@ -177,18 +250,19 @@ impl ImageSource {
             return Err(self.too_large(limits));
         }
         let mut reader = response.into_body().into_reader();
-        let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
+        let (mut length, mut buffer) = (0, [0; 16 << 10]);
         loop {
             let n = match reader.read(&mut buffer) {
-                Ok(0) => return Ok(bytes),
+                Ok(0) => return Ok(()),
                 Ok(n) => n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(self.download_error(ureq::Error::from(e), limits)),
             };
-            bytes.extend_from_slice(&buffer[..n]);
-            if too_long(Some(bytes.len() as u64)) {
+            length += n as u64;
+            if too_long(Some(length)) {
                 return Err(self.too_large(limits));
             }
+            sink(&buffer[..n])?;
             if start.elapsed() > limits.timeout {
                 return Err(self.too_slow(limits));
             }
@@ -206,7 +280,7 @@ impl ImageSource {
             ),
             ureq::Error::TooManyRedirects => fail(
                 format!("the server redirects more than {} times", limits.max_redirects),
-                "give the URL of the picture itself",
+                "give the URL of the file itself",
             ),
             ureq::Error::HostNotFound => {
                 fail("the host is unknown".into(), "check the spelling and the network, or give a local file")
@@ -224,7 +298,7 @@ impl ImageSource {
     }
 
     fn too_large(&self, limits: &FetchLimits) -> Error {
-        let problem = format!("it has more than {} bytes, the limit for one picture", limits.max_bytes);
+        let problem = format!("it has more than {} bytes, the limit for one file", limits.max_bytes);
         image_error(&self.name, problem, "give a smaller file")
     }
 }
@@ -265,12 +339,13 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|d| d as u8)
 }
 
-/// The bytes of a `data:image...;base64,...` URI; white space between the digits is allowed.
-fn inline(text: &str) -> Result<Vec<u8>, String> {
+/// The bytes of a `data:image...;base64,...` URI, or of another `media`; white space between the digits is allowed.
+fn inline(text: &str, media: &str) -> Result<Vec<u8>, String> {
     let (header, digits) = text.split_once(',').ok_or("the data URI has no comma")?;
     let header = header.to_ascii_lowercase();
-    if !header.starts_with("data:image") {
-        return Err(format!("the data URI is not an image but {}", shorten(&header)));
+    if !header.starts_with(&format!("data:{media}")) {
+        let article = if media == "image" { "an" } else { "a" };
+        return Err(format!("the data URI is not {article} {media} but {}", shorten(&header)));
     }
     if !header.ends_with(";base64") {
         return Err("the data URI is not base64".into());

@@ -1,7 +1,8 @@
 //! Buffers that start at a cache line, so that no vector load crosses one.
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -50,5 +51,37 @@ impl<T: Pod> Deref for Aligned<T> {
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+/// Bytes that others may read too, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Numbers that are read only: in a buffer of their own, or part of shared bytes.
+pub enum Plane<T> {
+    /// A buffer.
+    Owned(Aligned<T>),
+    /// A range of shared bytes; see [`Plane::shared`].
+    Shared(SharedBytes, Range<usize>),
+}
+
+impl<T: Pod> Plane<T> {
+    /// Numbers within `bytes`; `None` if the range is outside, not a whole number of them, or not
+    /// aligned for them.
+    pub fn shared(bytes: &SharedBytes, range: Range<usize>) -> Option<Plane<T>> {
+        let part = (**bytes).as_ref().get(range.clone())?;
+        bytemuck::try_cast_slice::<u8, T>(part).ok()?;
+        Some(Plane::Shared(Arc::clone(bytes), range))
+    }
+}
+
+impl<T: Pod> Deref for Plane<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Plane::Owned(buffer) => buffer,
+            Plane::Shared(bytes, range) => bytemuck::cast_slice(&(**bytes).as_ref()[range.clone()]),
+        }
     }
 }

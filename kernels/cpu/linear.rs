@@ -2,16 +2,20 @@
 //!
 //! A tile is `block_m` rows by `block_n` outputs of one matrix (of each of the two, for SwiGLU). It is
 //! summed in scratch that stays in cache, over all of k in the order of the matrix's kernel
-//! (`dense.rs`, `int4.rs`), then the epilogue writes it out. Tiles run on any thread in any order.
+//! (`dense.rs`, `grouped.rs`), then the epilogue writes it out. Tiles run on any thread in any order.
 
 use qwenvl_graph::Activation;
 use qwenvl_graph::op::Heads;
 
 use super::attention::KvWriter;
 use super::dense::{self, DenseMatrix};
-use super::int4::{self, Int4Matrix, QuantizedRows};
+use super::grouped;
+use super::int4::Int4Matrix;
+use super::int8::Int8Matrix;
+use super::order::InputOrder;
 use super::pointwise::{activate_slice, swiglu_slice};
 use super::rope::RopeTable;
+use super::rounded::QuantizedRows;
 use super::shared::SharedMut;
 use super::{Aligned, Isa, Pool};
 
@@ -22,7 +26,12 @@ pub enum Matrix<'a> {
     Dense(DenseMatrix<'a>),
     /// 4-bit codes.
     Int4(&'a Int4Matrix),
+    /// 8-bit codes.
+    Int8(&'a Int8Matrix),
 }
+
+/// Most matrices stacked in one linear layer.
+pub const MAX_PARTS: usize = 3;
 
 impl Matrix<'_> {
     /// Outputs.
@@ -30,6 +39,7 @@ impl Matrix<'_> {
         match self {
             Matrix::Dense(m) => m.n(),
             Matrix::Int4(m) => m.n(),
+            Matrix::Int8(m) => m.n(),
         }
     }
 
@@ -38,6 +48,24 @@ impl Matrix<'_> {
         match self {
             Matrix::Dense(m) => m.k(),
             Matrix::Int4(m) => m.k(),
+            Matrix::Int8(m) => m.k(),
+        }
+    }
+
+    /// Inputs per group and their order, if inputs are rounded for it.
+    fn rounding(&self) -> Option<(usize, Option<&InputOrder>)> {
+        match self {
+            Matrix::Dense(_) => None,
+            Matrix::Int4(m) => Some((m.group(), m.order().map(|o| &**o))),
+            Matrix::Int8(m) => Some((m.group(), m.order().map(|o| &**o))),
+        }
+    }
+
+    /// Whether inputs rounded for `other` serve this one. Orders are compared by identity.
+    fn shares_rounding(&self, other: &Matrix) -> bool {
+        match (self.rounding(), other.rounding()) {
+            (Some((a, x)), Some((b, y))) => a == b && x.map(std::ptr::from_ref) == y.map(std::ptr::from_ref),
+            (a, b) => a.is_none() && b.is_none(),
         }
     }
 }
@@ -93,8 +121,9 @@ pub struct Blocking<'a> {
     pub block_n: usize,
     /// For each thread, as many f32 as the plan states.
     pub scratch: &'a mut [Aligned<f32>],
-    /// Rounded inputs of 4-bit matrices.
-    pub rounded: &'a mut QuantizedRows,
+    /// Rounded inputs of matrices with integer codes; a part whose inputs are in another order than
+    /// those of the parts before it has its own.
+    pub rounded: &'a mut [QuantizedRows; MAX_PARTS],
 }
 
 /// `out = finish(x · partsᵀ + bias)` for `x` of `m` rows.
@@ -115,9 +144,14 @@ pub fn linear(
     assert!(x.len() == m * k && parts.iter().all(|p| p.matrix.k() == k));
     assert!(parts.iter().all(|p| p.bias.is_none_or(|b| b.len() == p.matrix.n())));
     let Blocking { block_m, block_n, scratch, rounded } = blocking;
-    assert!(scratch.len() >= pool.threads() && block_n % int4::STRIP == 0);
-    if let Matrix::Int4(w) = parts[0].matrix {
-        rounded.quantize(isa, pool, x, m, k, w.group());
+    assert!(scratch.len() >= pool.threads() && block_n % grouped::STRIP == 0 && parts.len() <= MAX_PARTS);
+    let reads = roundings(parts);
+    for (i, part) in parts.iter().enumerate() {
+        if let Some((group, order)) = part.matrix.rounding()
+            && reads[i] == i
+        {
+            rounded[i].quantize(isa, pool, x, m, k, group, order);
+        }
     }
     let rounded = &*rounded;
 
@@ -151,7 +185,8 @@ pub fn linear(
         let tiles = if swiglu { 2 } else { 1 };
         let (c, rest) = buffer.split_at_mut(tiles * block_m * block_n);
         let (tile, second) = c.split_at_mut(block_m * block_n);
-        let mut sum = |part: &Part, c: &mut [f32]| {
+        let mut sum = |index: usize, c: &mut [f32]| {
+            let (part, rounded) = (&parts[index], &rounded[reads[index]]);
             let c = &mut c[..rows.len() * block_n];
             c.fill(0.0);
             match &part.matrix {
@@ -160,7 +195,10 @@ pub fn linear(
                     dense::accumulate(isa, w, n0, n, x, rows.len(), c, block_n, rest);
                 }
                 Matrix::Int4(w) => {
-                    int4::accumulate(isa, w, n0, n, rounded, rows.start, rows.len(), c, block_n, rest);
+                    grouped::accumulate(isa, w, n0, n, rounded, rows.start, rows.len(), c, block_n, rest);
+                }
+                Matrix::Int8(w) => {
+                    grouped::accumulate(isa, w, n0, n, rounded, rows.start, rows.len(), c, block_n, rest);
                 }
             }
             if let Some(bias) = part.bias {
@@ -169,9 +207,9 @@ pub fn linear(
                 }
             }
         };
-        sum(&parts[part], tile);
+        sum(part, tile);
         if swiglu {
-            sum(&parts[1], second);
+            sum(1, second);
         }
         for (i, row) in rows.clone().enumerate() {
             let y = &mut tile[i * block_n..][..n];
@@ -216,6 +254,27 @@ pub fn linear(
             }
         }
     });
+}
+
+/// The rounded inputs that each part reads: its own, or those of a part before it.
+fn roundings(parts: &[Part]) -> [usize; MAX_PARTS] {
+    std::array::from_fn(|i| {
+        let Some(part) = parts.get(i) else { return i };
+        parts[..i].iter().position(|p| p.matrix.shares_rounding(&part.matrix)).unwrap_or(i)
+    })
+}
+
+/// Makes room for the rounded inputs of `m` rows, so that [`linear`] allocates nothing.
+pub fn reserve(rounded: &mut [QuantizedRows; MAX_PARTS], parts: &[Part], m: usize) {
+    let reads = roundings(parts);
+    for (i, part) in parts.iter().enumerate() {
+        if let Some((group, order)) = part.matrix.rounding()
+            && reads[i] == i
+        {
+            let k = order.map_or(part.matrix.k(), |o| o.inputs().len());
+            rounded[i].reserve(m, k, group);
+        }
+    }
 }
 
 /// # Safety

@@ -12,17 +12,21 @@ mod aligned;
 pub mod attention;
 pub mod dense;
 pub mod embed;
+pub mod grouped;
 pub mod int4;
+pub mod int8;
 pub mod linear;
 pub mod norm;
+pub mod order;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
 pub mod rope;
+pub mod rounded;
 mod shared;
 mod simd;
 
-pub use aligned::Aligned;
+pub use aligned::{Aligned, Plane, SharedBytes};
 pub use pool::Pool;
 
 /// An instruction set that this processor has.

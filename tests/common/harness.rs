@@ -44,7 +44,7 @@ pub fn plan(
 impl Harness {
     /// The CPU executor, its memory poisoned, so that what it reads before writing shows.
     pub fn cpu(checkpoint: Arc<Checkpoint>, frontend: &Frontend, plan: Plan) -> Harness {
-        let mut executor = CpuExecutor::bind(plan, checkpoint, &mut |_, _| {}).unwrap();
+        let mut executor = CpuExecutor::bind(plan, checkpoint, None, &mut |_, _| {}).unwrap();
         executor.poison();
         Harness::new(Box::new(executor), frontend.normalize())
     }

@@ -12,7 +12,9 @@ use std::sync::LazyLock;
 
 use qwenvl::graph::{Grid, ModelConfig};
 use qwenvl::prompt::{ChatTemplate, Tokenizer, find_template};
-use serde_json::Value;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// A file under the repository's root.
 pub fn path(relative: &str) -> PathBuf {
@@ -68,6 +70,41 @@ pub fn published_config() -> ModelConfig {
 /// The configuration of the tiny model.
 pub fn tiny_config() -> ModelConfig {
     ModelConfig::from_json(&text("engine/tiny_model/config.json")).expect("the tiny configuration")
+}
+
+/// The tiny model as GPTQ checkpoint of 4 or 8 bits: everything but the decoder layers is that of the
+/// embedded model, in a second file.
+pub fn tiny_gptq(bits: u32) -> TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let own = path(&format!("tests/data/tiny-gptq-int{bits}"));
+    let shared = path("engine/tiny_model");
+    for (from, name) in [
+        (own.join("config.json"), "config.json"),
+        (own.join("decoder.safetensors"), "decoder.safetensors"),
+        (shared.join("model.safetensors"), "rest.safetensors"),
+        (shared.join("tokenizer.json"), "tokenizer.json"),
+        (shared.join("tokenizer_config.json"), "tokenizer_config.json"),
+        (shared.join("chat_template.json"), "chat_template.json"),
+        (shared.join("generation_config.json"), "generation_config.json"),
+        (shared.join("preprocessor_config.json"), "preprocessor_config.json"),
+    ] {
+        std::fs::copy(&from, dir.path().join(name)).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+    }
+    write_index(dir.path(), &["decoder.safetensors", "rest.safetensors"]);
+    dir
+}
+
+/// Writes the index of weight files, of which the first that has a tensor counts.
+pub fn write_index(dir: &Path, files: &[&str]) {
+    let mut map = serde_json::Map::new();
+    for file in files {
+        let bytes = std::fs::read(dir.join(file)).expect("weights");
+        for name in SafeTensors::deserialize(&bytes).expect("weights").names() {
+            map.entry(name.to_string()).or_insert_with(|| json!(file));
+        }
+    }
+    let index = json!({"weight_map": map});
+    std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).expect("an index");
 }
 
 /// A JSON array of integers; none for `null`.

@@ -1,24 +1,29 @@
 //! The CPU executor: a plan, bound to weights and memory, and run step by step.
 
 mod bind;
+mod repack_cache;
 mod step;
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bind::Weights;
-use qwenvl_graph::config::VisionConfig;
+use qwenvl_graph::config::{Quantization, VisionConfig};
 use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::positions::vision_positions;
 use qwenvl_graph::{DeviceKind, Epilogue, Op, Plan, Program, Segment};
+pub use repack_cache::CacheUse;
+use repack_cache::RepackCache;
 
 use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::cpu::attention::KvPages;
-use crate::kernels::cpu::int4::QuantizedRows;
+use crate::kernels::cpu::linear::MAX_PARTS;
 use crate::kernels::cpu::rope::RopeTable;
+use crate::kernels::cpu::rounded::QuantizedRows;
 use crate::kernels::cpu::{Aligned, Isa, Pool, peak};
 use crate::sampler::Sampler;
 
@@ -35,6 +40,7 @@ pub struct CpuExecutor {
     sampler: Sampler,
     /// Where the last call left its logits, in elements of the arena.
     logits: Range<usize>,
+    cache: Option<CacheUse>,
 }
 
 /// Everything that steps write.
@@ -48,7 +54,7 @@ struct Memory {
     kv: KvPages,
     /// Of each thread.
     scratch: Vec<Aligned<f32>>,
-    rounded: QuantizedRows,
+    rounded: [QuantizedRows; MAX_PARTS],
     angles: RopeTable,
     /// Patches of each temporal slice of the vision call.
     slices: Vec<Range<usize>>,
@@ -63,12 +69,18 @@ enum Call<'a> {
 
 impl CpuExecutor {
     /// Binds a plan made for the CPU to a validated checkpoint: repacks quantised weights, takes all
-    /// memory. Dense weights stay in their mapping.
+    /// memory. Dense weights stay in their mapping. With a directory `repack_cache`, repacked weights are
+    /// mapped from a file in it, which is written if it is not there or not right.
     ///
     /// # Errors
     /// [`Error::Memory`] if the plan does not fit, [`Error::Tensor`] if a tensor cannot be used, and
-    /// [`Error::Io`] if threads cannot be started.
-    pub fn bind(plan: Plan, checkpoint: Arc<Checkpoint>, progress: Progress) -> Result<CpuExecutor> {
+    /// [`Error::Io`] if threads cannot be started or the cache cannot be written.
+    pub fn bind(
+        plan: Plan,
+        checkpoint: Arc<Checkpoint>,
+        repack_cache: Option<&Path>,
+        progress: Progress,
+    ) -> Result<CpuExecutor> {
         let DeviceKind::Cpu { threads } = plan.device.kind else {
             return Err(Error::Unsupported {
                 what: format!("running a plan for {} on the CPU", plan.device.name),
@@ -98,8 +110,28 @@ impl CpuExecutor {
             done += bytes;
             progress(done.min(total), total);
         };
-        let vision_weights = Weights::bind(&plan.vision.graph, &checkpoint, &mut pool, &mut advance)?;
-        let decoder_weights = Weights::bind(&plan.prefill.graph, &checkpoint, &mut pool, &mut advance)?;
+        let vision_weights = Weights::bind(&plan.vision.graph, &checkpoint, &mut pool, None, &mut advance)?;
+        let (decoder_weights, cache) = {
+            let graph = &plan.prefill.graph;
+            let quantised = plan.config.quantization != Quantization::None;
+            let mut cache = match repack_cache.filter(|_| quantised) {
+                Some(dir) => Some(RepackCache::open(dir, &checkpoint, &mut pool)?),
+                None => None,
+            };
+            let weights = Weights::bind(graph, &checkpoint, &mut pool, cache.as_mut(), &mut advance)?;
+            let used = match cache {
+                Some(cache) if cache.is_mapped() => Some(cache.mapped()),
+                Some(cache) => Some(cache.write(&weights.repacked(graph))?),
+                None => repack_cache.map(|_| CacheUse::NotNeeded),
+            };
+            (weights, used)
+        };
+
+        let mut rounded = <[QuantizedRows; MAX_PARTS]>::default();
+        for program in [&plan.prefill, &plan.decode] {
+            let m = program.bounds.tokens;
+            decoder_weights.reserve_rounded(&program.graph, &checkpoint, m, &mut rounded);
+        }
 
         let text = &plan.config.text;
         let kernels = || plan.programs().into_iter().flat_map(|p| &p.kernels);
@@ -110,7 +142,7 @@ impl CpuExecutor {
             visual: zeros(plan.memory.visual_bytes),
             kv: KvPages::new(plan.kv_pages(), text.num_hidden_layers, heads(&plan)),
             scratch: (0..pool.threads()).map(|_| zeros(thread_bytes)).collect(),
-            rounded: rounded_rows(&plan),
+            rounded,
             angles: RopeTable::with_capacity(
                 plan.prefill.bounds.tokens.max(plan.options.max_seqs),
                 text.head_dim(),
@@ -127,6 +159,7 @@ impl CpuExecutor {
             vision_weights,
             decoder_weights,
             memory,
+            cache,
         })
     }
 
@@ -136,6 +169,11 @@ impl CpuExecutor {
         self.memory.visual.fill(f32::NAN);
         self.memory.kv.fill(f32::NAN);
         self.memory.scratch.iter_mut().for_each(|s| s.fill(f32::NAN));
+    }
+
+    /// What became of the repack cache, if one was asked for.
+    pub fn cache(&self) -> Option<&CacheUse> {
+        self.cache.as_ref()
     }
 
     /// The instruction set its kernels run on.
@@ -155,25 +193,6 @@ fn heads(plan: &Plan) -> qwenvl_graph::op::Heads {
         n_kv_heads: t.num_key_value_heads,
         head_dim: t.head_dim(),
     }
-}
-
-/// Room for the largest rounded input of any linear layer with integer weights.
-fn rounded_rows(plan: &Plan) -> QuantizedRows {
-    let mut out = QuantizedRows::default();
-    for program in [&plan.prefill, &plan.decode] {
-        for node in &program.graph.nodes {
-            let Op::Linear { parts, k, .. } = &node.op else { continue };
-            let weight = program.graph.weight(parts[0].weight).kind;
-            if let qwenvl_graph::WeightKind::Matrix {
-                format: qwenvl_graph::weights::WeightFormat::Int4 { group },
-                ..
-            } = weight
-            {
-                out.reserve(program.bounds.tokens, *k, group);
-            }
-        }
-    }
-    out
 }
 
 impl Executor for CpuExecutor {

@@ -3,18 +3,14 @@
 use std::ops::Range;
 
 use qwenvl_graph::config::VisionConfig;
-use qwenvl_graph::op::LinearPart;
 use qwenvl_graph::{Epilogue, Op, Program, Rows, ValueId};
 
 use super::{Call, Memory, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::exec::{DecoderCall, VisionCall};
-use crate::kernels::cpu::linear::{Blocking, Finish, Part, linear};
+use crate::kernels::cpu::linear::{Blocking, Finish, linear};
 use crate::kernels::cpu::{Pool, attention, embed, norm, pointwise, rope};
 use crate::vision::patchify;
-
-/// Most matrices stacked in one linear layer.
-const MAX_PARTS: usize = 3;
 
 /// Runs step `at` of `program` for the patches `rows` of a vision call, or all tokens of a decoder
 /// call.
@@ -81,12 +77,7 @@ pub(super) fn run(
 
     match &node.op {
         Op::Linear { parts, k, epilogue } => {
-            let bound = |part: &LinearPart| Part {
-                matrix: weights.matrix(part.weight, checkpoint),
-                bias: part.bias.map(|b| weights.vector(b)),
-            };
-            let stacked: [Part; MAX_PARTS] =
-                std::array::from_fn(|i| bound(parts.get(i).unwrap_or(&parts[0])));
+            let stacked = weights.parts(parts, checkpoint);
             let finish = match epilogue {
                 Epilogue::Store => Finish::Store,
                 Epilogue::Activate(activation) => Finish::Activate(*activation),

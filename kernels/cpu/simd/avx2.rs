@@ -253,6 +253,26 @@ impl Simd for Avx2 {
     unsafe fn wide_spread(word: u64) -> [__m256i; 2] {
         unsafe { [spread(word as u32), spread((word >> 32) as u32)] }
     }
+    #[inline(always)]
+    unsafe fn wide_low_bytes(v: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe {
+            [
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v[0])),
+                _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_high_bytes(v: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_srai_epi16::<8>(v[0]), _mm256_srai_epi16::<8>(v[1])] }
+    }
+    #[inline(always)]
+    unsafe fn wide_load_i8(p: *const u8) -> [__m256i; 2] {
+        unsafe {
+            let bytes = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+        }
+    }
 }
 
 /// See [`Simd::wide_nibbles`].

@@ -174,4 +174,16 @@ impl Simd for Avx512 {
             _mm512_and_si512(_mm512_srlv_epi32(words, shifts), _mm512_set1_epi32(15))
         }
     }
+    #[inline(always)]
+    unsafe fn wide_low_bytes(v: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn wide_high_bytes(v: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi16::<8>(v) }
+    }
+    #[inline(always)]
+    unsafe fn wide_load_i8(p: *const u8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
+    }
 }

@@ -114,4 +114,10 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn wide_nibbles<const I: i32>(v: Self::WideI) -> Self::WideI;
     /// Nibble `j` of `word` in lane `j`.
     unsafe fn wide_spread(word: u64) -> Self::WideI;
+    /// The low byte of each i16, sign-extended.
+    unsafe fn wide_low_bytes(v: Self::WideI) -> Self::WideI;
+    /// The high byte of each i16, sign-extended.
+    unsafe fn wide_high_bytes(v: Self::WideI) -> Self::WideI;
+    /// Reads 16 bytes, sign-extended, one for each lane.
+    unsafe fn wide_load_i8(p: *const u8) -> Self::WideI;
 }

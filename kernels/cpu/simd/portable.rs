@@ -213,4 +213,16 @@ impl Simd for Portable {
     unsafe fn wide_spread(word: u64) -> [i32; 16] {
         std::array::from_fn(|j| (word >> (4 * j) & 15) as i32)
     }
+    #[inline(always)]
+    unsafe fn wide_low_bytes(v: [i32; 16]) -> [i32; 16] {
+        v.map(|w| (i32::from(w as i8) & 0xffff) | (i32::from((w >> 16) as i8) << 16))
+    }
+    #[inline(always)]
+    unsafe fn wide_high_bytes(v: [i32; 16]) -> [i32; 16] {
+        v.map(|w| (i32::from((w >> 8) as i8) & 0xffff) | (w >> 24) << 16)
+    }
+    #[inline(always)]
+    unsafe fn wide_load_i8(p: *const u8) -> [i32; 16] {
+        unsafe { p.cast::<[i8; 16]>().read_unaligned() }.map(i32::from)
+    }
 }
