@@ -421,6 +421,9 @@ fn bad_picture(dir: &Path, name: &str) -> PathBuf {
     file
 }
 
+/// What a machine without a GPU is told.
+const NO_CUDA: &str = if cfg!(feature = "cuda") { "no CUDA driver" } else { "no CUDA executor" };
+
 #[test]
 fn bad_input_ends_with_a_message_and_an_exit_code() {
     let dir = tempfile::tempdir().unwrap();
@@ -448,10 +451,10 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (2, &["run", "--max-tokens", "many", "hi"], &["--max-tokens", "many"]),
         (2, &["run", "--messages", "a.json", "hi"], &["--messages"]),
         (2, &["batch", "--parallel", "0", &requests], &["--parallel"]),
-        (1, &["run", "--device", "tpu", "hi"], &["tpu", "auto or cpu"]),
+        (1, &["run", "--device", "tpu", "hi"], &["tpu", "auto, cpu, cuda"]),
         (1, &["run", "--device", "a100-80g", "hi"], &["a100-80g", "qwenvl plan"]),
-        (1, &["run", "--device", "cuda", "hi"], &["cuda", "no CUDA executor", "--device cpu"]),
-        (1, &["chat", "--device", "cuda:1"], &["cuda:1", "no CUDA executor"]),
+        (1, &["run", "--device", "cuda", "hi"], &["cuda", NO_CUDA, "--device cpu"]),
+        (1, &["chat", "--device", "cuda:1"], &["cuda:1", NO_CUDA]),
         (1, &["plan", "--device", "tpu"], &["tpu", "a100-80g"]),
         (1, &["run", "--model", &missing, "hi"], &[&missing, "no such directory"]),
         (1, &["run", "--model", &bare, "hi"], &["config.json"]),
