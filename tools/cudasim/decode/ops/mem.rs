@@ -80,7 +80,7 @@ fn vector_len(d: &mut Dec) -> Result<usize> {
 }
 
 /// The space of an access: that of the modifier, or of the variable that the address names.
-fn resolve_space(d: &Dec, number: u8, space: Option<Space>, info: &AddressInfo) -> Result<u8> {
+pub(super) fn resolve_space(d: &Dec, number: u8, space: Option<Space>, info: &AddressInfo) -> Result<u8> {
     let named = match info.space {
         None => return Ok(number),
         Some(Space::Global | Space::Const) => space::GLOBAL,
@@ -206,7 +206,7 @@ fn ld_param(d: &mut Dec, parts: &[Operand], ty: Type, at: i64) -> Result<()> {
 }
 
 /// The race check sees granules of the narrowest access to shared memory.
-fn note_shared_access(d: &mut Dec, number: u8, bytes: u32) {
+pub(super) fn note_shared_access(d: &mut Dec, number: u8, bytes: u32) {
     if matches!(number, space::SHARED | space::GENERIC) {
         let g = &mut d.b.program.shared_granule;
         *g = (*g).min(bytes.clamp(1, 16));

@@ -47,12 +47,6 @@ pub(crate) mod mem_flag {
     pub(crate) const ORDERED: u8 = 2;
     /// Does not go through L1.
     pub(crate) const NO_L1: u8 = 4;
-    /// Values are signed.
-    pub(crate) const SIGNED: u8 = 8;
-    /// Registers are 64-bit rows.
-    pub(crate) const ROWS64: u8 = 16;
-    /// The read-only path: writes are refused there by the decoder.
-    pub(crate) const CONST: u8 = 32;
 }
 
 /// The addresses of the lanes.
@@ -452,9 +446,8 @@ fn shared_shadow(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32,
     let checks = cx.launch.options.checks;
     if checks.uninitialised {
         if access != Access::Store && !cx.cta.shared.all_marked(mask, addr, bytes) {
-            let unset = (0..32u32).find(|&l| {
-                mask >> l & 1 != 0 && !cx.cta.shared.marked(addr[l as usize] as u32, bytes)
-            });
+            let unset = (0..32u32)
+                .find(|&l| mask >> l & 1 != 0 && !cx.cta.shared.marked(addr[l as usize] as u32, bytes));
             if let Some(lane) = unset {
                 let at = addr[lane as usize];
                 cx.warn(FaultKind::UninitialisedShared, lane, Some(at), || format!("{bytes} bytes"));
