@@ -4,7 +4,14 @@
 pub mod check;
 mod class;
 pub mod counters;
+pub mod cubin;
 pub mod decode;
+pub mod device;
+pub mod driver;
+mod elf;
 pub mod exec;
+pub mod fatbin;
 pub mod memory;
+pub mod model;
 pub mod ptx;
+pub mod report;
