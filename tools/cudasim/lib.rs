@@ -1,10 +1,14 @@
 //! A simulated CUDA GPU: a stand-in `libcuda.so.1` that executes the PTX of kernels on the CPU, checks what
 //! hardware would not tell, and counts what a profiler would.
 
+pub mod check;
 mod class;
 pub mod counters;
 pub mod cubin;
+pub mod decode;
 pub mod device;
+pub mod exec;
 pub mod memory;
 pub mod model;
+pub mod ptx;
 pub mod report;

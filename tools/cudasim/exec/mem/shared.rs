@@ -1,0 +1,441 @@
+//! Shared memory of a CTA, and who accessed what in it.
+//!
+//! The race check keeps, for each granule of bytes, the last writer and the readers since. Whether an access is
+//! ordered after another is decided by vector clocks of the warps, which barriers, `mbarrier`s and atomics join
+//! (Flanagan and Freund, "FastTrack", 2009). Lanes of one warp are ordered by `bar.warp.sync`.
+
+use std::collections::HashMap;
+
+use super::super::cta::Rows;
+use super::super::warp::Warp;
+
+/// Lane number that stands for several lanes.
+const MANY: u8 = 255;
+
+/// Who accessed a granule.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    write_clock: u32,
+    write_pc: u32,
+    write_sync: u16,
+    write_warp: u8,
+    write_lane: u8,
+    read_clock: u32,
+    read_pc: u32,
+    readers: u32,
+    read_sync: u16,
+    read_lane: u8,
+    /// A `cp.async` to it was issued and not waited for.
+    pending: bool,
+    /// Further readers are in the table.
+    more: bool,
+}
+
+/// A thread that accesses shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accessor {
+    pub(crate) warp: usize,
+    pub(crate) lane: u8,
+    pub(crate) clock: u32,
+    pub(crate) sync: u16,
+    pub(crate) pc: u32,
+}
+
+/// Two accesses that nothing orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conflict {
+    /// A read of what another thread writes: instruction, warp and lane of the write.
+    ReadAfterWrite(u32, u8, u8),
+    /// Two writes.
+    WriteAfterWrite(u32, u8, u8),
+    /// A write of what another thread reads: instruction and warp of the read.
+    WriteAfterRead(u32, u8),
+    /// The destination of a `cp.async` that was not waited for: its instruction.
+    Pending(u32),
+}
+
+impl Conflict {
+    /// Instruction of the earlier access.
+    pub(crate) fn other(self) -> u32 {
+        match self {
+            Conflict::ReadAfterWrite(pc, ..)
+            | Conflict::WriteAfterWrite(pc, ..)
+            | Conflict::WriteAfterRead(pc, _)
+            | Conflict::Pending(pc) => pc,
+        }
+    }
+}
+
+/// Shared memory with its shadows.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    data: Rows,
+    pub(crate) bytes: u32,
+    /// A bit per byte: written.
+    init: Vec<u64>,
+    entries: Vec<Entry>,
+    granule_shift: u32,
+    warps: usize,
+    /// `known[v * warps + w]`: up to which clock of warp `w` warp `v` is ordered after.
+    known: Vec<u32>,
+    /// What atomics and `mbarrier`s at an address carry from one warp to the next.
+    carried: HashMap<u32, Vec<u32>>,
+    more_readers: HashMap<u32, Vec<(u8, u32, u32)>>,
+    /// Whether lanes of one warp are checked against each other.
+    pub(crate) warp_races: bool,
+}
+
+impl SharedMemory {
+    /// Memory of `bytes` for `warps` warps; the race check sees granules of `granule` bytes.
+    pub(crate) fn new(bytes: u32, granule: u32, warps: usize) -> SharedMemory {
+        SharedMemory {
+            data: Rows::new((bytes as usize).div_ceil(4)),
+            bytes,
+            init: vec![0; (bytes as usize).div_ceil(64) + 1],
+            entries: Vec::new(),
+            granule_shift: granule.trailing_zeros(),
+            warps,
+            known: vec![0; warps * warps],
+            carried: HashMap::new(),
+            more_readers: HashMap::new(),
+            warp_races: false,
+        }
+    }
+
+    /// Makes it as new, with or without the race check.
+    pub(crate) fn reset(&mut self, races: bool, warp_races: bool) {
+        self.data.words().fill(u32::MAX);
+        self.init.fill(0);
+        self.known.fill(0);
+        self.carried.clear();
+        self.more_readers.clear();
+        self.warp_races = warp_races;
+        let n = if races { (self.bytes as usize).div_ceil(1 << self.granule_shift) } else { 0 };
+        self.entries.clear();
+        self.entries.resize(n, Entry::default());
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.data.as_mut_ptr().cast()
+    }
+
+    /// Whether accesses are recorded.
+    pub(crate) fn checks_races(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    // ---- initialisation ----
+
+    /// Notes that bytes were written. The range lies in the memory.
+    #[inline]
+    pub(crate) fn mark(&mut self, at: u32, bytes: u32) {
+        let (word, bit) = ((at / 64) as usize, at % 64);
+        if bytes >= 64 || bit + bytes > 64 {
+            for b in at..at + bytes {
+                self.init[(b / 64) as usize] |= 1 << (b % 64);
+            }
+        } else {
+            self.init[word] |= ((1 << bytes) - 1) << bit;
+        }
+    }
+
+    /// Whether all of these bytes were written.
+    #[inline]
+    pub(crate) fn marked(&self, at: u32, bytes: u32) -> bool {
+        let (word, bit) = ((at / 64) as usize, at % 64);
+        if bytes >= 64 || bit + bytes > 64 {
+            (at..at + bytes).all(|b| self.init[(b / 64) as usize] >> (b % 64) & 1 == 1)
+        } else {
+            let mask = ((1u64 << bytes) - 1) << bit;
+            self.init[word] & mask == mask
+        }
+    }
+
+    // ---- order ----
+
+    /// A warp arrives at a barrier: what it knows is added to `clocks`, and its clock goes on.
+    pub(crate) fn arrives(&mut self, w: usize, warps: &mut [Warp], clocks: &mut Vec<u32>) {
+        let n = self.warps;
+        clocks.resize(n, 0);
+        for (c, &k) in clocks.iter_mut().zip(&self.known[w * n..(w + 1) * n]) {
+            *c = (*c).max(k);
+        }
+        clocks[w] = clocks[w].max(warps[w].clock);
+        warps[w].clock += 1;
+    }
+
+    /// A warp is ordered after all of `clocks`.
+    pub(crate) fn knows(&mut self, w: usize, clocks: &[u32]) {
+        let n = self.warps;
+        for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(clocks) {
+            *k = (*k).max(c);
+        }
+    }
+
+    /// A warp publishes what it did before by an atomic or an arrival at `address`.
+    pub(crate) fn release(&mut self, w: usize, warp: &mut Warp, address: u32) {
+        let n = self.warps;
+        if n < 2 {
+            return;
+        }
+        let carried = self.carried.entry(address).or_insert_with(|| vec![0; n]);
+        for (c, &k) in carried.iter_mut().zip(&self.known[w * n..(w + 1) * n]) {
+            *c = (*c).max(k);
+        }
+        carried[w] = carried[w].max(warp.clock);
+        warp.clock += 1;
+    }
+
+    /// A warp sees what others published at `address`.
+    pub(crate) fn acquire(&mut self, w: usize, address: u32) {
+        let n = self.warps;
+        if let Some(carried) = self.carried.get(&address) {
+            for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(carried) {
+                *k = (*k).max(c);
+            }
+        }
+    }
+
+    // ---- accesses ----
+
+    fn granules(&self, at: u32, bytes: u32) -> std::ops::Range<usize> {
+        (at >> self.granule_shift) as usize..((at + bytes - 1) >> self.granule_shift) as usize + 1
+    }
+
+    #[inline]
+    fn unordered_write(&self, e: &Entry, by: &Accessor) -> bool {
+        if e.write_clock == 0 {
+            return false;
+        }
+        let w = usize::from(e.write_warp);
+        if w == by.warp {
+            self.warp_races && e.write_lane != by.lane && e.write_sync == by.sync && e.write_pc != by.pc
+        } else {
+            self.known[by.warp * self.warps + w] < e.write_clock
+        }
+    }
+
+    /// Records a read; the first conflict, if any.
+    #[inline]
+    pub(crate) fn read(&mut self, at: u32, bytes: u32, by: &Accessor) -> Option<Conflict> {
+        let mut conflict = None;
+        for g in self.granules(at, bytes) {
+            let e = self.entries[g];
+            if e.pending {
+                conflict.get_or_insert(Conflict::Pending(e.write_pc));
+            } else if self.unordered_write(&e, by) {
+                conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+            }
+            let me = 1u32 << by.warp;
+            let mut new = e;
+            if e.readers & !me == 0 {
+                let together = e.readers == me && e.read_sync == by.sync && e.read_clock == by.clock;
+                new.read_lane = if together && e.read_lane != by.lane { MANY } else { by.lane };
+                new.readers = me;
+            } else if e.read_clock == by.clock {
+                new.readers |= me;
+                new.read_lane = MANY;
+            } else {
+                self.replace_readers(g, &mut new, by);
+            }
+            new.read_clock = by.clock;
+            new.read_sync = by.sync;
+            new.read_pc = by.pc;
+            self.entries[g] = new;
+        }
+        conflict
+    }
+
+    #[cold]
+    fn replace_readers(&mut self, g: usize, e: &mut Entry, by: &Accessor) {
+        let mut readers = e.readers & !(1 << by.warp);
+        let mut unknown = Vec::new();
+        while readers != 0 {
+            let w = readers.trailing_zeros() as usize;
+            readers &= readers - 1;
+            if self.known[by.warp * self.warps + w] < e.read_clock {
+                unknown.push((w as u8, e.read_clock, e.read_pc));
+            }
+        }
+        if !unknown.is_empty() {
+            e.more = true;
+            let list = self.more_readers.entry(g as u32).or_default();
+            list.retain(|r| !unknown.iter().any(|u| u.0 == r.0));
+            list.extend(unknown);
+        }
+        e.readers = 1 << by.warp;
+        e.read_lane = by.lane;
+    }
+
+    /// Records a write; the first conflict, if any. `same` says that the write changes nothing, which makes a
+    /// conflict with another write harmless.
+    #[inline]
+    pub(crate) fn write(&mut self, at: u32, bytes: u32, by: &Accessor, same: bool) -> Option<Conflict> {
+        let mut conflict = None;
+        for g in self.granules(at, bytes) {
+            let e = self.entries[g];
+            if let Some(c) = self.write_conflict(g, &e, by, same) {
+                conflict.get_or_insert(c);
+            }
+            if e.more {
+                self.more_readers.remove(&(g as u32));
+            }
+            self.entries[g] = Entry {
+                write_clock: by.clock,
+                write_pc: by.pc,
+                write_sync: by.sync,
+                write_warp: by.warp as u8,
+                write_lane: by.lane,
+                ..Entry::default()
+            };
+        }
+        conflict
+    }
+
+    fn write_conflict(&self, g: usize, e: &Entry, by: &Accessor, same: bool) -> Option<Conflict> {
+        if e.pending {
+            return Some(Conflict::Pending(e.write_pc));
+        }
+        if !same && self.unordered_write(e, by) {
+            return Some(Conflict::WriteAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+        }
+        let me = 1u32 << by.warp;
+        let mut others = e.readers & !me;
+        while others != 0 {
+            let w = others.trailing_zeros() as usize;
+            others &= others - 1;
+            if self.known[by.warp * self.warps + w] < e.read_clock {
+                return Some(Conflict::WriteAfterRead(e.read_pc, w as u8));
+            }
+        }
+        if self.warp_races
+            && e.readers & me != 0
+            && e.read_lane != by.lane
+            && e.read_sync == by.sync
+            && e.read_clock == by.clock
+            && e.read_pc != by.pc
+        {
+            return Some(Conflict::WriteAfterRead(e.read_pc, by.warp as u8));
+        }
+        if e.more {
+            for &(w, clock, pc) in self.more_readers.get(&(g as u32)).into_iter().flatten() {
+                if usize::from(w) != by.warp && self.known[by.warp * self.warps + usize::from(w)] < clock {
+                    return Some(Conflict::WriteAfterRead(pc, w));
+                }
+            }
+        }
+        None
+    }
+
+    /// Records that a `cp.async` to these bytes was issued.
+    pub(crate) fn issue_copy(&mut self, at: u32, bytes: u32, by: &Accessor) -> Option<Conflict> {
+        let conflict = self.write(at, bytes, by, false);
+        for g in self.granules(at, bytes) {
+            self.entries[g].pending = true;
+        }
+        conflict
+    }
+
+    /// Records that a `cp.async` to these bytes was waited for.
+    pub(crate) fn land_copy(&mut self, at: u32, bytes: u32, by: &Accessor) {
+        for g in self.granules(at, bytes) {
+            let e = &mut self.entries[g];
+            e.pending = false;
+            e.write_clock = by.clock;
+            e.write_sync = by.sync;
+            e.write_warp = by.warp as u8;
+            e.write_lane = by.lane;
+        }
+    }
+
+    /// Whether a `cp.async` to one of these bytes is pending: its instruction.
+    pub(crate) fn pending(&self, at: u32, bytes: u32) -> Option<u32> {
+        self.granules(at, bytes).map(|g| &self.entries[g]).find(|e| e.pending).map(|e| e.write_pc)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by(warp: usize, lane: u8, clock: u32, sync: u16, pc: u32) -> Accessor {
+        Accessor { warp, lane, clock, sync, pc }
+    }
+
+    fn memory(warps: usize) -> (SharedMemory, Vec<Warp>) {
+        let mut s = SharedMemory::new(64, 4, warps);
+        s.reset(true, true);
+        let mut all: Vec<Warp> = (0..warps).map(|_| Warp::new(0)).collect();
+        for w in &mut all {
+            w.reset(u32::MAX);
+        }
+        (s, all)
+    }
+
+    fn barrier(s: &mut SharedMemory, warps: &mut [Warp], who: &[usize]) {
+        let mut clocks = Vec::new();
+        for &w in who {
+            s.arrives(w, warps, &mut clocks);
+        }
+        for &w in who {
+            s.knows(w, &clocks);
+        }
+    }
+
+    #[test]
+    fn a_barrier_orders_and_its_absence_is_seen_both_ways() {
+        let (mut s, mut w) = memory(2);
+        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 10), false), None);
+        assert_eq!(s.read(0, 4, &by(1, 3, 1, 0, 11)), Some(Conflict::ReadAfterWrite(10, 0, 0)));
+        barrier(&mut s, &mut w, &[0, 1]);
+        assert_eq!(s.read(0, 4, &by(1, 3, 2, 1, 12)), None);
+        assert_eq!(s.write(0, 4, &by(0, 0, 2, 1, 13), false), Some(Conflict::WriteAfterRead(12, 1)));
+        barrier(&mut s, &mut w, &[0, 1]);
+        assert_eq!(s.write(0, 4, &by(1, 0, 3, 2, 14), false), None);
+        assert_eq!(s.write(0, 4, &by(0, 0, 3, 2, 15), true), None);
+        assert_eq!(s.write(0, 4, &by(1, 0, 3, 2, 16), false), Some(Conflict::WriteAfterWrite(15, 0, 0)));
+    }
+
+    #[test]
+    fn a_named_barrier_orders_only_those_who_take_part() {
+        let (mut s, mut w) = memory(3);
+        assert_eq!(s.read(4, 4, &by(2, 0, 1, 0, 1)), None);
+        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 2), false), None);
+        barrier(&mut s, &mut w, &[0, 1]);
+        assert_eq!(s.read(0, 4, &by(1, 0, 2, 1, 3)), None);
+        assert_eq!(s.read(0, 4, &by(2, 0, 1, 0, 4)), Some(Conflict::ReadAfterWrite(2, 0, 0)));
+        // Readers with different clocks are all remembered.
+        assert_eq!(s.read(4, 4, &by(1, 0, 2, 1, 5)), None);
+        assert_eq!(s.write(4, 4, &by(1, 0, 2, 1, 6), false), Some(Conflict::WriteAfterRead(1, 2)));
+        // What warp 1 learns at a barrier with 0 it passes on to 2.
+        barrier(&mut s, &mut w, &[1, 2]);
+        assert_eq!(s.read(0, 4, &by(2, 0, 2, 1, 7)), None);
+    }
+
+    #[test]
+    fn lanes_of_a_warp_are_ordered_by_warp_syncs() {
+        let (mut s, _) = memory(1);
+        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 1), false), None);
+        assert_eq!(s.read(0, 4, &by(0, 0, 1, 0, 2)), None);
+        assert_eq!(s.read(0, 4, &by(0, 1, 1, 0, 2)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
+        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 3), false), Some(Conflict::WriteAfterRead(2, 0)));
+        assert_eq!(s.read(0, 4, &by(0, 1, 1, 1, 4)), None);
+    }
+
+    #[test]
+    fn copies_are_pending_until_they_land() {
+        let (mut s, _) = memory(2);
+        assert_eq!(s.issue_copy(0, 16, &by(0, 0, 1, 0, 1)), None);
+        assert_eq!(s.read(8, 4, &by(0, 0, 1, 0, 2)), Some(Conflict::Pending(1)));
+        s.land_copy(0, 16, &by(0, 0, 1, 0, 3));
+        assert_eq!(s.read(8, 4, &by(0, 0, 1, 0, 4)), None);
+        assert_eq!(s.read(8, 4, &by(1, 0, 1, 0, 5)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
+    }
+
+    #[test]
+    fn initialised_bytes() {
+        let (mut s, _) = memory(1);
+        s.mark(60, 8);
+        assert!(s.marked(60, 4) && s.marked(64, 4) && s.marked(60, 8) && !s.marked(59, 2));
+    }
+}

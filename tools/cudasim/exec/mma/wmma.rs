@@ -1,0 +1,1 @@
+//! `wmma`: to come.
