@@ -82,7 +82,8 @@ fn lanes_part_and_meet_again() {
          LOOP: setp.eq.u32 %p1, %r1, 0; @%p1 bra DONE; add.u32 %r0, %r0, %r1; sub.u32 %r1, %r1, 1; bra LOOP;
          DONE: activemask.b32 %r2; popc.b32 %r2, %r2; mad.lo.u32 %r0, %r2, 1000, %r0; {STORE}"
     ));
-    let want: Vec<u32> = (0..48).map(|l: u32| l * (l + 1) / 2 + if l < 32 { 32_000 } else { 16_000 }).collect();
+    let want: Vec<u32> =
+        (0..48).map(|l: u32| l * (l + 1) / 2 + if l < 32 { 32_000 } else { 16_000 }).collect();
     assert_eq!(b.words(48), want);
 }
 
@@ -134,9 +135,7 @@ fn calls_nest_recurse_and_go_through_addresses() {
 
 #[test]
 fn an_endless_recursion_is_a_stack_overflow() {
-    let b = Bench::new(
-        ".func f() { call f; ret; } .visible .entry k(.param .u64 p) { call f; ret; }",
-    );
+    let b = Bench::new(".func f() { call f; ret; } .visible .entry k(.param .u64 p) { call f; ret; }");
     assert_eq!(b.launch(1, 1, 0, &[0]).fatal.unwrap().kind, FaultKind::StackOverflow);
 }
 
@@ -192,7 +191,8 @@ fn a_deadlock_is_reported_as_one() {
     assert_eq!(fatal.kind, FaultKind::Deadlock);
     assert!(fatal.message.contains("barrier 1") && fatal.message.contains("barrier 2"), "{fatal}");
     // A CTA waits for one that is not resident.
-    let mut b = Bench::kernel("SPIN: ld.volatile.global.u32 %r1, [out]; setp.eq.u32 %p1, %r1, 0; @%p1 bra SPIN;");
+    let mut b =
+        Bench::kernel("SPIN: ld.volatile.global.u32 %r1, [out]; setp.eq.u32 %p1, %r1, 0; @%p1 bra SPIN;");
     b.options.max_resident_ctas = 2;
     let out = b.alloc(&[0]);
     assert_eq!(b.launch(4, 32, 0, &[out]).fatal.unwrap().kind, FaultKind::Deadlock);
@@ -207,19 +207,25 @@ fn accesses_out_of_bounds_stop_the_kernel() {
     let b = Bench::kernel(&format!("mov.u32 %r0, 1; {STORE}"));
     let out = b.alloc(&[0; 31]);
     let fatal = b.launch(1, 32, 0, &[out]).fatal.unwrap();
-    assert_eq!((fatal.kind, fatal.thread, fatal.address), (FaultKind::OutOfBounds, [31, 0, 0], Some(out + 124)));
+    assert_eq!(
+        (fatal.kind, fatal.thread, fatal.address),
+        (FaultKind::OutOfBounds, [31, 0, 0], Some(out + 124))
+    );
     assert!(fatal.message.contains("0 bytes after the end"), "{fatal}");
     let b = Bench::kernel("st.global.u32 [out+2], lane;");
     let out = b.alloc(&[0; 4]);
     assert_eq!(b.launch(1, 1, 0, &[out]).fatal.unwrap().kind, FaultKind::Misaligned);
-    let b = Bench::kernel(".shared .align 4 .b8 s[64]; mov.u32 %r1, s; mad.lo.u32 %r1, lane, 4, %r1; st.shared.u32 [%r1], lane;");
+    let b = Bench::kernel(
+        ".shared .align 4 .b8 s[64]; mov.u32 %r1, s; mad.lo.u32 %r1, lane, 4, %r1; st.shared.u32 [%r1], lane;",
+    );
     assert!(b.launch(1, 16, 0, &[0]).fatal.is_none());
     assert_eq!(b.launch(1, 17, 0, &[0]).fatal.unwrap().kind, FaultKind::OutOfBounds);
 }
 
 #[test]
 fn what_nobody_wrote_is_poison_and_reported() {
-    let b = Bench::kernel(&format!("mad.wide.u32 %rd1, lane, 4, out; ld.global.u32 %r0, [%rd1+128]; {STORE}"));
+    let b =
+        Bench::kernel(&format!("mad.wide.u32 %rd1, lane, 4, out; ld.global.u32 %r0, [%rd1+128]; {STORE}"));
     let out = b.memory.alloc(256).unwrap();
     b.memory.write(out + 128, &[1; 64]).unwrap();
     let outcome = b.launch(1, 32, 0, &[out]);
@@ -299,10 +305,14 @@ fn groups_of_copies_land_in_order() {
 fn divergent_barriers_and_inactive_lanes_are_reported() {
     let b = Bench::kernel("setp.lt.u32 %p1, lane, 16; @%p1 bra A; bra B; A: bar.sync 0; B: bar.sync 0;");
     assert!(kinds(&b.launch(1, 32, 0, &[0])).contains(&FaultKind::DivergentBarrier));
-    let b = Bench::kernel("setp.lt.u32 %p1, lane, 16; @!%p1 bra B; shfl.sync.down.b32 %r1, lane, 8, 31, -1; B: exit;");
+    let b = Bench::kernel(
+        "setp.lt.u32 %p1, lane, 16; @!%p1 bra B; shfl.sync.down.b32 %r1, lane, 8, 31, -1; B: exit;",
+    );
     assert!(kinds(&b.launch(1, 32, 0, &[0])).contains(&FaultKind::InactiveLane));
     // Half a warp with the mask of that half is fine.
-    let b = Bench::kernel("setp.lt.u32 %p1, lane, 16; @!%p1 bra B; shfl.sync.bfly.b32 %r1, lane, 8, 31, 0xffff; B: bar.sync 0;");
+    let b = Bench::kernel(
+        "setp.lt.u32 %p1, lane, 16; @!%p1 bra B; shfl.sync.bfly.b32 %r1, lane, 8, 31, 0xffff; B: bar.sync 0;",
+    );
     let outcome = b.launch(1, 32, 0, &[0]);
     assert!(outcome.reports.is_empty() && outcome.fatal.is_none(), "{:?}", outcome.reports);
 }
@@ -345,7 +355,8 @@ fn generic_addresses_reach_every_space() {
 #[test]
 fn unknown_instructions_and_modifiers_are_refused_with_their_place() {
     let refused = |body: &str| {
-        let text = format!("{HEADER}.visible .entry k() {{ .reg .b32 %r<4>; .reg .f32 %f<4>;\n{body} ret; }}");
+        let text =
+            format!("{HEADER}.visible .entry k() {{ .reg .b32 %r<4>; .reg .f32 %f<4>;\n{body} ret; }}");
         Module::parse(&text).unwrap_err().to_string()
     };
     assert!(refused("tex.2d.v4.f32.f32 %f1, %f2;").starts_with("5:1: not supported: tex.2d.v4.f32.f32"));
