@@ -7,7 +7,7 @@ use super::flow;
 use super::place::{self, Virtual};
 use super::program::{Class, Fill, LaneSpecial, Meta, Program, Routine, Uniform};
 use crate::exec::inst::{CONST, Inst, Kind, NONE, flag, nothing};
-use crate::ptx::ast::{self, Function, Space, Statement, Type, Variable};
+use crate::ptx::ast::{self, Function, Place, Space, Statement, Type, Variable};
 use crate::ptx::{Pos, PtxError};
 
 pub(super) type Result<T, E = PtxError> = std::result::Result<T, E>;
@@ -133,6 +133,8 @@ pub(super) struct Builder<'m> {
     current: usize,
     return_label: usize,
     source: Option<(u32, u32)>,
+    /// Places of inlined functions → where they were inlined, by the last `.loc` that said so.
+    inlined: HashMap<Place, Place>,
     texts: HashMap<String, Arc<str>>,
     pub(super) kernel_param_bytes: u32,
     carry: Option<u32>,
@@ -161,6 +163,7 @@ impl<'m> Builder<'m> {
             current: 0,
             return_label: 0,
             source: None,
+            inlined: HashMap::new(),
             texts: HashMap::new(),
             kernel_param_bytes: 0,
             carry: None,
@@ -372,10 +375,15 @@ impl<'m> Builder<'m> {
                     }
                 }
                 Statement::Instruction(i) => super::dec::decode(self, i)?,
-                Statement::Loc { file, line } => {
+                Statement::Loc { at, inlined_at } => {
+                    match inlined_at {
+                        Some(outer) => self.inlined.insert(*at, *outer),
+                        None => self.inlined.remove(at),
+                    };
                     // Line 0 is code that no line stands for; it keeps the line before.
-                    if *line != 0 {
-                        self.source = self.scope.files.get(file).map(|&f| (f, *line));
+                    if at.line != 0 {
+                        let shown = self.shown(*at);
+                        self.source = self.scope.files.get(&shown.file).map(|&f| (f, shown.line));
                     }
                 }
                 Statement::Block(inner) => self.block(inner)?,
@@ -384,6 +392,17 @@ impl<'m> Builder<'m> {
         }
         self.scopes.pop();
         Ok(())
+    }
+
+    /// The place to show for an instruction: of the functions that were inlined around it, the innermost in the file
+    /// of the outermost. So a helper of a header is shown where the kernel uses it, and the body of a kernel that is a
+    /// template at its own lines.
+    fn shown(&self, at: Place) -> Place {
+        let chain = std::iter::successors(Some(at), |place| self.inlined.get(place).copied());
+        // A line may stand for itself in a circle of inlined copies; no real chain is that long.
+        let chain: Vec<Place> = chain.take(64).collect();
+        let file = chain.last().map_or(at.file, |outermost| outermost.file);
+        chain.into_iter().find(|place| place.file == file).unwrap_or(at)
     }
 
     fn registers(&mut self, ty: Type, names: &[(String, Option<u32>)], pos: Pos) -> Result<()> {

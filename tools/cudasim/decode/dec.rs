@@ -3,7 +3,7 @@
 use super::builder::{Builder, Result, Symbol, class_of};
 use super::ops;
 use super::program::{Class, Fill, LaneSpecial, Meta, Uniform};
-use crate::exec::elem::{Elem, Raw};
+use crate::exec::elem::Elem;
 use crate::exec::inst::{CONST, ExecFn, Inst, Kind, NONE, nothing};
 use crate::exec::lanes::{self, F1, F2, F3};
 use crate::ptx::PtxError;
@@ -31,6 +31,8 @@ pub(crate) struct Dec<'d, 'm> {
     /// Helpers to run after it.
     after: Vec<(Inst, Vec<u32>, Vec<u32>)>,
     in_place: Vec<Inst>,
+    /// A conversion of the source to 64 bits, before the instruction.
+    pub(super) widen: Option<ExecFn>,
 }
 
 /// Decodes an instruction and appends it to the program.
@@ -62,7 +64,7 @@ pub(super) fn decode(b: &mut Builder<'_>, ins: &Instruction) -> Result<()> {
             _ => return Err(ins.pos.invalid(format!("guard `{name}` is no predicate"))),
         }
     }
-    let mut d = Dec { b, ins, base, mods, types, inst, meta, after: Vec::new(), in_place: Vec::new() };
+    let mut d = Dec { b, ins, base, mods, types, inst, meta, after: Vec::new(), in_place: Vec::new(), widen: None };
     ops::decode(&mut d)
 }
 
@@ -566,15 +568,6 @@ impl<'d, 'm> Dec<'d, 'm> {
         self.emit(Kind::Plain, lanes::ter(f))
     }
 
-    /// `d = f(a, b)` by an instruction's own function.
-    pub(super) fn bin_by<A: Elem, B: Elem, D: Elem>(&mut self, exec: ExecFn) -> Result<()> {
-        self.arity(3)?;
-        self.src::<A>(1, 1)?;
-        self.src::<B>(2, 2)?;
-        self.dst::<D>(0, 0)?;
-        self.emit(Kind::Plain, exec)
-    }
-
     /// Further operands: puts rows into the program's pool.
     pub(super) fn pool(&mut self, rows: &[u32]) -> Result<()> {
         let len = u8::try_from(rows.len()).map_err(|_| self.invalid("too many operands"))?;
@@ -611,9 +604,4 @@ pub(super) struct AddressInfo {
 /// The value of a function's address.
 pub(super) fn function_address(f: usize) -> u64 {
     super::program::FUNCTION_BASE + 16 * f as u64
-}
-
-/// The immediate class of rows for raw types.
-pub(super) fn raw_bits<R: Raw>() -> u32 {
-    R::BITS
 }

@@ -6,7 +6,6 @@ use super::launch::Launching;
 use super::stats::Stats;
 use crate::check::FaultKind;
 use crate::memory::Allocation;
-use std::sync::Arc;
 
 /// A fault at the current instruction.
 #[derive(Debug)]
@@ -40,16 +39,36 @@ pub(crate) struct Cx<'l> {
     /// Addresses of the lanes of the access that was resolved last, in host memory.
     pub(crate) ptrs: [u64; 32],
     /// The allocation that the last access hit.
-    pub(crate) allocation: Option<Arc<Allocation>>,
+    pub(crate) allocation: *const Allocation,
+    /// Allocations hit lately, by instruction.
+    pub(crate) lately: [Lately; 16],
     /// The access that was resolved last read bytes that nobody wrote.
     pub(crate) unwritten: bool,
     /// Where bytes with poison are put together.
     pub(crate) scratch: Box<[u64; 32 * 8]>,
-    pub(crate) allocation_base: u64,
-    pub(crate) allocation_end: u64,
 }
 
-impl Cx<'_> {
+/// An allocation that was hit lately; it lives in the launch's table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lately {
+    pub(crate) base: u64,
+    pub(crate) end: u64,
+    pub(crate) allocation: *const Allocation,
+}
+
+impl Lately {
+    /// No allocation.
+    pub(crate) const NONE: Lately = Lately { base: 1, end: 0, allocation: std::ptr::null() };
+}
+
+impl<'l> Cx<'l> {
+    /// The allocation that the last access hit.
+    #[inline(always)]
+    pub(crate) fn allocation(&self) -> Option<&'l Allocation> {
+        // SAFETY: it is null or points into the table of the launch, which lives for `'l`.
+        unsafe { self.allocation.as_ref() }
+    }
+
     /// First word of an operand.
     ///
     /// # Safety

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::consts;
 use super::cta::{Barrier, Cta, Rows};
-use super::cx::Cx;
+use super::cx::{Cx, Lately};
 use super::inst::NONE;
 use super::launch::{ExecOptions, Launch, Launching, Outcome, Place, Sampling};
 use super::mem::shared::SharedMemory;
@@ -181,11 +181,10 @@ impl Workers<'_, '_> {
             clock: 0,
             stats: Stats::new(l.program.insts.len(), l.options.counters),
             ptrs: [0; 32],
-            allocation: None,
+            allocation: std::ptr::null(),
+            lately: [Lately::NONE; 16],
             unwritten: false,
             scratch: Box::new([0; 256]),
-            allocation_base: 1,
-            allocation_end: 0,
         };
         let mut resident: VecDeque<Box<Cta>> = VecDeque::new();
         let mut free: Vec<Box<Cta>> = Vec::new();

@@ -206,6 +206,17 @@ pub struct Function {
     pub pos: Pos,
 }
 
+/// A place in a source file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Number of the `.file`.
+    pub file: u64,
+    /// Line in it.
+    pub line: u32,
+    /// Column in it.
+    pub column: u32,
+}
+
 /// One statement of a body.
 #[derive(Clone, Debug)]
 pub enum Statement {
@@ -224,12 +235,12 @@ pub enum Statement {
     Label(String, Pos),
     /// An instruction.
     Instruction(Instruction),
-    /// `.loc`: file number and line that the following instructions come from.
+    /// `.loc`: where the following instructions come from.
     Loc {
-        /// Number of the `.file`.
-        file: u64,
-        /// Line in it.
-        line: u32,
+        /// The place itself.
+        at: Place,
+        /// Where the function that holds it was inlined.
+        inlined_at: Option<Place>,
     },
     /// `{ … }`, a scope of its own.
     Block(Vec<Statement>),

@@ -1,6 +1,6 @@
 //! Tokens → [`ast`].
 
-use super::ast::{self, Function, Init, Instruction, Operand, Space, Statement, Type, Variable};
+use super::ast::{self, Function, Init, Instruction, Operand, Place, Space, Statement, Type, Variable};
 use super::error::{Pos, PtxError};
 use super::lexer::{Lexer, Token};
 
@@ -678,9 +678,8 @@ impl<'a> Parser<'a> {
                 self.advance()?;
                 let file = self.int()?;
                 let line = self.small_int()?;
-                if let Token::Int(_) = self.token {
-                    self.advance()?;
-                }
+                let column = if let Token::Int(_) = self.token { self.small_int()? } else { 0 };
+                let mut inlined_at = None;
                 while self.eat(b',')? {
                     match self.name()? {
                         "function_name" => {
@@ -688,14 +687,14 @@ impl<'a> Parser<'a> {
                             self.trailing_offset()?;
                         }
                         "inlined_at" => {
-                            for _ in 0..3 {
-                                self.int()?;
-                            }
+                            let file = self.int()?;
+                            inlined_at =
+                                Some(Place { file, line: self.small_int()?, column: self.small_int()? });
                         }
                         _ => return self.unexpected("`function_name` or `inlined_at`"),
                     }
                 }
-                out.push(Statement::Loc { file, line });
+                out.push(Statement::Loc { at: Place { file, line, column }, inlined_at });
             }
             "pragma" => {
                 self.advance()?;

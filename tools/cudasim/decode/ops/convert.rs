@@ -2,6 +2,7 @@
 
 use super::super::builder::Result;
 use super::super::dec::Dec;
+use super::super::program::Class;
 use super::float::rounding;
 use super::int_types;
 use crate::exec::elem::{B, H};
@@ -63,6 +64,15 @@ pub(super) fn decode(d: &mut Dec) -> Result<()> {
         (true, true) => float_to_float(d, to, from)?,
     };
     d.inst.ops[1] = d.read_wide(d.operand(1)?, from)?;
+    if let Some(widen) = d.widen.take() {
+        // A 64-bit value in between.
+        let (a, wide) = (d.inst.ops[1], d.b.virtual_reg(Class::W64, 64));
+        let mut helper = Inst::new(Kind::Plain, widen);
+        (helper.ops[0], helper.ops[1]) = (wide, a);
+        d.emit_helper(helper, vec![a], vec![wide]);
+        d.inst.ops[1] = wide;
+        d.meta.uses.push(wide);
+    }
     d.inst.ops[0] = d.write_wide(d.operand(0)?, to)?;
     d.emit(Kind::Plain, exec)
 }
@@ -83,36 +93,43 @@ fn int_to_int(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
 
 fn int_to_float(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
     let Some(round) = rounding(d) else { return Err(d.unsupported("without a rounding mode")) };
-    let saturates = d.flag("sat");
+    if d.flag("sat") {
+        if to != Type::F32 {
+            return Err(d.unsupported(".sat to this type"));
+        }
+        d.after_in_place(Inst::new(Kind::Plain, lanes::un(|a: f32| sat(a))))?;
+    }
+    if round == Round::Near && matches!(to, Type::F32 | Type::F64) {
+        return int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] => {
+            Ok(if to == Type::F32 { lanes::un(|a: S| a as f32) } else { lanes::un(|a: S| a as f64) })
+        });
+    }
+    // The other modes and formats start from 64 bits.
+    d.widen = Some(match from {
+        Type::U64 | Type::S64 => return wide_to_float(d, to, from, round),
+        _ => int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32] =>
+            Ok(lanes::un(|a: S| i64::from(a))))?,
+    });
+    wide_to_float(d, to, Type::S64, round)
+}
+
+fn wide_to_float(d: &mut Dec, to: Type, from: Type, round: Round) -> Result<ExecFn> {
     macro_rules! of {
-        ($f:path, $T:ty) => {
-            int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] => {
-                by_mode!(round, |M| Ok(lanes::un(|a: S| $f(a as i128))))
-            })
+        ($f:path) => {
+            if from == Type::U64 {
+                by_mode!(round, |M| lanes::un(|a: u64| $f(a as i128)))
+            } else {
+                by_mode!(round, |M| lanes::un(|a: i64| $f(a as i128)))
+            }
         };
     }
-    if saturates && to == Type::F32 {
-        return int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] =>
-            Ok(lanes::un(|a: S| if a as i128 > 0 { 1.0f32 } else { 0.0 })));
-    }
-    if saturates {
-        return Err(d.unsupported(".sat to this type"));
-    }
-    match to {
-        Type::F32 if round == Round::Near => {
-            int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] =>
-                Ok(lanes::un(|a: S| a as f32)))
-        }
-        Type::F64 if round == Round::Near => {
-            int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] =>
-                Ok(lanes::un(|a: S| a as f64)))
-        }
-        Type::F32 => of!(c::int_to_f32::<M>, f32),
-        Type::F64 => of!(c::int_to_f64::<M>, f64),
-        Type::F16 => of!(c::int_to_f16::<M>, H),
-        Type::Bf16 => of!(c::int_to_bf16::<M>, B),
-        _ => Err(d.unsupported("to this type")),
-    }
+    Ok(match to {
+        Type::F32 => of!(c::int_to_f32::<M>),
+        Type::F64 => of!(c::int_to_f64::<M>),
+        Type::F16 => of!(c::int_to_f16::<M>),
+        Type::Bf16 => of!(c::int_to_bf16::<M>),
+        _ => return Err(d.unsupported("to this type")),
+    })
 }
 
 fn float_to_int(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
@@ -120,30 +137,28 @@ fn float_to_int(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
     let flush = d.flag("ftz");
     // Results are clamped in any case.
     d.flag("sat");
+    match (from, to, round, flush) {
+        (Type::F32, Type::S32, Round::Zero, false) => return Ok(lanes::un(|a: f32| a as i32)),
+        (Type::F32, Type::U32, Round::Zero, false) => return Ok(lanes::un(|a: f32| a as u32)),
+        (Type::F32, Type::S32, Round::Near, false) => return Ok(lanes::un(|a: f32| a.round_ties_even() as i32)),
+        _ => {}
+    }
+    // Rounded as a double first, which holds every value of the narrower formats.
+    d.widen = Some(match from {
+        Type::F32 if flush => by_mode!(round, |M| lanes::un(|a: f32| c::integral::<M>(f64::from(ftz(a))))),
+        Type::F32 => by_mode!(round, |M| lanes::un(|a: f32| c::integral::<M>(f64::from(a)))),
+        Type::F64 => by_mode!(round, |M| lanes::un(|a: f64| c::integral::<M>(a))),
+        Type::F16 => by_mode!(round, |M| lanes::un(|a: H| c::integral::<M>(f64::from(f16_to_f32(a.0))))),
+        Type::Bf16 => by_mode!(round, |M| lanes::un(|a: B| c::integral::<M>(f64::from(bf16_to_f32(a.0))))),
+        _ => return Err(d.unsupported("from this type")),
+    });
     // What a NaN becomes depends on the widths.
-    let nan_is_zero = from != Type::F64 && to.bits() != 64;
-    macro_rules! of {
-        ($S:ty, $widen:expr) => {
-            int_types!(d, to, T in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] => {
-                by_mode!(round, |M| Ok(if nan_is_zero {
-                    lanes::un(|a: $S| c::integral::<M>($widen(a)) as T)
-                } else {
-                    lanes::un(|a: $S| {
-                        let x: f64 = $widen(a);
-                        if x.is_nan() { (1 as T) << (T::BITS - 1) } else { c::integral::<M>(x) as T }
-                    })
-                }))
-            })
-        };
+    if from != Type::F64 && to.bits() != 64 {
+        return int_types!(d, to, T in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32] =>
+            Ok(lanes::un(|a: f64| a as T)));
     }
-    match from {
-        Type::F32 if flush => of!(f32, |x: f32| f64::from(ftz(x))),
-        Type::F32 => of!(f32, |x: f32| f64::from(x)),
-        Type::F64 => of!(f64, |x: f64| x),
-        Type::F16 => of!(H, |x: H| f64::from(f16_to_f32(x.0))),
-        Type::Bf16 => of!(B, |x: B| f64::from(bf16_to_f32(x.0))),
-        _ => Err(d.unsupported("from this type")),
-    }
+    int_types!(d, to, T in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] =>
+        Ok(lanes::un(|a: f64| if a.is_nan() { (1 as T) << (T::BITS - 1) } else { a as T })))
 }
 
 fn float_to_float(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {

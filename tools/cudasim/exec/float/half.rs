@@ -247,39 +247,32 @@ fn flush<H: Half16>(h: &[u16; 8], on: bool) -> [u16; 8] {
     out
 }
 
+/// Clamps eight results as the flags say and rounds them.
 #[inline(always)]
-unsafe fn finish<H: Half16>(
-    cx: &mut Cx,
-    i: &Inst,
-    mask: u32,
-    out: &mut [[u16; 8]; 8],
-    f: impl Fn(usize) -> [f32; 8],
-) {
-    let flags = i.aux[0];
-    for (k, o) in out.iter_mut().enumerate() {
-        let mut r = f(k);
-        if flags & (half_flag::SAT | half_flag::RELU) != 0 {
-            for x in &mut r {
-                *x = if flags & half_flag::SAT != 0 {
-                    super::f32s::sat(*x)
-                } else if x.is_nan() {
-                    NAN
-                } else if *x > 0.0 {
-                    *x
-                } else {
-                    0.0
-                };
-            }
+unsafe fn finish<H: Half16>(flags: u8, mut r: [f32; 8]) -> [u16; 8] {
+    if flags & (half_flag::SAT | half_flag::RELU) != 0 {
+        for x in &mut r {
+            *x = if flags & half_flag::SAT != 0 {
+                super::f32s::sat(*x)
+            } else if x.is_nan() {
+                NAN
+            } else if *x > 0.0 {
+                *x
+            } else {
+                0.0
+            };
         }
-        // SAFETY: passed on to the caller.
-        *o = flush::<H>(&unsafe { H::narrow(&r) }, flags & half_flag::FTZ != 0);
     }
-    let mut words = [0u32; 32];
-    for (l, w) in words.iter_mut().enumerate() {
-        let pair = &out[l / 4][2 * (l % 4)..];
-        *w = u32::from(pair[0]) | u32::from(pair[1]) << 16;
-    }
-    if flags & half_flag::SCALAR != 0 {
+    // SAFETY: passed on to the caller.
+    flush::<H>(&unsafe { H::narrow(&r) }, flags & half_flag::FTZ != 0)
+}
+
+/// Stores 64 halves in the destination, the upper ones as zero for scalars.
+#[inline(always)]
+unsafe fn store(cx: &mut Cx, i: &Inst, mask: u32, out: &[[u16; 8]; 8]) {
+    // SAFETY: 64 halves are 32 words of the same bytes on a little-endian machine.
+    let mut words: [u32; 32] = unsafe { std::mem::transmute_copy(out) };
+    if i.aux[0] & half_flag::SCALAR != 0 {
         for w in &mut words {
             *w &= 0xffff;
         }
@@ -297,20 +290,21 @@ unsafe fn half_body<H: Half16, F: HalfFn, const N: usize>(cx: &mut Cx, i: &Inst,
     // SAFETY: the decoder placed `N` 32-bit rows after the destination.
     unsafe {
         let f = conjure::<F>();
-        let ftz = i.aux[0] & half_flag::FTZ != 0;
-        let rows: [&[[u16; 8]; 8]; N] = std::array::from_fn(|n| halves(cx, i.ops[1 + n]));
+        let flags = i.aux[0];
+        let ftz = flags & half_flag::FTZ != 0;
         let mut out = [[0u16; 8]; 8];
-        finish::<H>(cx, i, mask, &mut out, |k| {
+        for k in 0..8 {
             let mut x = [[0.0; 8]; 3];
             for n in 0..N {
-                x[n] = H::widen(&flush::<H>(&rows[n][k], ftz));
+                x[n] = H::widen(&flush::<H>(&halves(cx, i.ops[1 + n])[k], ftz));
             }
             let mut r = [0.0; 8];
             for e in 0..8 {
                 r[e] = f(x[0][e], x[1][e], x[2][e]);
             }
-            r
-        });
+            out[k] = finish::<H>(flags, r);
+        }
+        store(cx, i, mask, &out);
     }
 }
 
@@ -318,21 +312,23 @@ unsafe fn half_body<H: Half16, F: HalfFn, const N: usize>(cx: &mut Cx, i: &Inst,
 unsafe fn fused_body<H: Half16>(cx: &mut Cx, i: &Inst, mask: u32) {
     // SAFETY: the decoder placed three 32-bit rows after the destination.
     unsafe {
-        let ftz = i.aux[0] & half_flag::FTZ != 0;
-        let rows: [&[[u16; 8]; 8]; 3] = std::array::from_fn(|n| halves(cx, i.ops[1 + n]));
+        let flags = i.aux[0];
+        let ftz = flags & half_flag::FTZ != 0;
+        let (p, q, s) = (halves(cx, i.ops[1]), halves(cx, i.ops[2]), halves(cx, i.ops[3]));
         let mut out = [[0u16; 8]; 8];
-        finish::<H>(cx, i, mask, &mut out, |k| {
+        for k in 0..8 {
             let (a, b, c) = (
-                H::widen(&flush::<H>(&rows[0][k], ftz)),
-                H::widen(&flush::<H>(&rows[1][k], ftz)),
-                H::widen(&flush::<H>(&rows[2][k], ftz)),
+                H::widen(&flush::<H>(&p[k], ftz)),
+                H::widen(&flush::<H>(&q[k], ftz)),
+                H::widen(&flush::<H>(&s[k], ftz)),
             );
             let mut r = [0.0; 8];
             for e in 0..8 {
                 r[e] = H::fused(a[e], b[e], c[e]);
             }
-            r
-        });
+            out[k] = finish::<H>(flags, r);
+        }
+        store(cx, i, mask, &out);
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) mod traffic;
 
 use std::sync::Arc;
 
-use super::cx::Cx;
+use super::cx::{Cx, Lately};
 use super::inst::Inst;
 use crate::check::FaultKind;
 use crate::decode::dec::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};
@@ -233,20 +233,23 @@ fn global(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], size: [u32; 2], ac
     true
 }
 
-/// Whether a range lies in the allocation that was hit last, or in another that becomes it.
+/// Whether a range lies in an allocation, which becomes [`Cx::allocation`].
 #[inline(always)]
 fn in_allocation(cx: &mut Cx, start: u64, end: u64) -> bool {
-    (start >= cx.allocation_base && end <= cx.allocation_end && start < end)
-        || find_allocation(cx, start, end)
+    let lately = &cx.lately[cx.pc as usize % 16];
+    if start >= lately.base && end <= lately.end && start < end {
+        cx.allocation = lately.allocation;
+        return true;
+    }
+    find_allocation(cx, start, end)
 }
 
 #[inline(never)]
 fn find_allocation(cx: &mut Cx, start: u64, end: u64) -> bool {
     match cx.launch.table.find(start) {
         Some(a) if end <= a.end() && start < end => {
-            cx.allocation_base = a.base;
-            cx.allocation_end = a.end();
-            cx.allocation = Some(Arc::clone(a));
+            cx.allocation = Arc::as_ptr(a);
+            cx.lately[cx.pc as usize % 16] = Lately { base: a.base, end: a.end(), allocation: cx.allocation };
             true
         }
         _ => false,
@@ -290,7 +293,7 @@ fn lanes_in_allocations(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, ac
 fn global_run(cx: &mut Cx, i: &Inst, start: u64, bytes: u64, access: Access) {
     let memory = cx.launch.memory;
     let checks = cx.launch.options.checks;
-    let Some(allocation) = &cx.allocation else { return };
+    let Some(allocation) = cx.allocation() else { return };
     match access {
         Access::Load | Access::CopyFrom => {
             if !allocation.wholly_initialised() && !memory.is_initialised(allocation, start, bytes) {
@@ -316,7 +319,6 @@ fn global_run(cx: &mut Cx, i: &Inst, start: u64, bytes: u64, access: Access) {
                             unsafe { (at as *mut u8).write(crate::memory::POISON) };
                         }
                     }
-                    let allocation = Arc::clone(allocation);
                     uninitialised(cx, start);
                     memory.mark_initialised(&allocation, start, bytes);
                     return;
@@ -343,7 +345,7 @@ fn record_write(cx: &mut Cx, start: u64, bytes: u64) {
 fn uninitialised(cx: &mut Cx, start: u64) {
     cx.unwritten = true;
     if cx.launch.options.checks.uninitialised {
-        let near = cx.allocation.as_ref().map_or(String::new(), |a| {
+        let near = cx.allocation().map_or(String::new(), |a| {
             format!("byte {} of the allocation of {} bytes at {:#x}", start - a.base, a.bytes, a.base)
         });
         cx.warn(FaultKind::UninitialisedGlobal, 0, Some(start), || near);

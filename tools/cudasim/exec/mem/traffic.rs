@@ -10,7 +10,7 @@ use super::{Access, mem_flag};
 pub(super) fn global(cx: &mut Cx, i: &Inst, mask: u32, runs: &Runs, bytes: u32, access: Access) {
     let sectors = runs.sectors();
     let asked = u64::from(mask.count_ones()) * u64::from(bytes);
-    let device = cx.allocation.as_ref().is_none_or(|a| a.on_device());
+    let device = cx.allocation().is_none_or(|a| a.on_device());
     let memory = cx.launch.memory;
     if access != Access::Load || !device {
         // Stores, atomics, copies.

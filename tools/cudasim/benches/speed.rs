@@ -1,0 +1,144 @@
+//! How fast kernels execute, with checks as in the driver's default and without.
+//!
+//! `cargo bench -p cudasim`: elements are thread instructions, for the GEMM floating-point operations.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use cudasim::check::Checks;
+use cudasim::decode::Module;
+use cudasim::exec::{self, ExecOptions, GlobalAddresses, Launch, Outcome};
+use cudasim::memory::GlobalMemory;
+
+struct Case {
+    name: &'static str,
+    module: &'static str,
+    kernel: &'static str,
+    grid: [u32; 3],
+    block: u32,
+    shared: u32,
+    /// Buffers in bytes, then 32-bit numbers.
+    buffers: &'static [usize],
+    numbers: &'static [i32],
+    /// Floating-point operations, when these are counted instead of instructions.
+    flops: Option<u64>,
+}
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "add_f32",
+        module: "vector.nvcc13.O3",
+        kernel: "add_f32",
+        grid: [1024, 1, 1],
+        block: 256,
+        shared: 0,
+        buffers: &[1 << 22, 1 << 22, 1 << 22],
+        numbers: &[1 << 20],
+        flops: None,
+    },
+    Case {
+        name: "softmax_rows",
+        module: "softmax.nvcc13.O3",
+        kernel: "softmax_rows",
+        grid: [256, 1, 1],
+        block: 128,
+        shared: 0,
+        buffers: &[1 << 22, 1 << 22],
+        numbers: &[1024, 1000],
+        flops: None,
+    },
+    Case {
+        name: "gemv_int4",
+        module: "int4.nvcc13.O3",
+        kernel: "gemv_int4",
+        grid: [512, 1, 1],
+        block: 128,
+        shared: 0,
+        buffers: &[4 << 20, 1 << 17, 1 << 13, 1 << 13],
+        numbers: &[2048, 4096],
+        flops: None,
+    },
+    Case {
+        name: "pipeline4",
+        module: "pipeline.nvcc13.O3",
+        kernel: "pipeline4",
+        grid: [256, 1, 1],
+        block: 128,
+        shared: 0,
+        buffers: &[256 * 16 * 2048, 256 * 2048],
+        numbers: &[16],
+        flops: None,
+    },
+    Case {
+        name: "gemm_f16",
+        module: "gemm.nvcc13.O3",
+        kernel: "gemm_f16",
+        grid: [8, 8, 1],
+        block: 128,
+        shared: 16384,
+        buffers: &[512 * 512 * 2, 512 * 512 * 2, 512 * 512 * 4],
+        numbers: &[512, 512, 512],
+        flops: Some(2 * 512 * 512 * 512),
+    },
+];
+
+struct Loaded {
+    memory: GlobalMemory,
+    module: Module,
+    globals: GlobalAddresses,
+    params: Vec<u8>,
+}
+
+fn load(case: &Case) -> Loaded {
+    let memory = GlobalMemory::new(1 << 30).expect("address space");
+    let module = Module::parse(&common::ptx(case.module)).expect("PTX");
+    let globals = GlobalAddresses::place(&module, &memory).expect("memory");
+    let mut params = Vec::new();
+    for &bytes in case.buffers {
+        let address = memory.alloc(bytes as u64).expect("memory");
+        memory.write(address, &vec![0x11; bytes]).expect("in bounds");
+        params.extend(address.to_le_bytes());
+    }
+    case.numbers.iter().for_each(|number| params.extend(number.to_le_bytes()));
+    Loaded { memory, module, globals, params }
+}
+
+fn run(case: &Case, loaded: &Loaded, options: &ExecOptions) -> Outcome {
+    let launch = Launch {
+        kernel: loaded.module.kernel(case.kernel).expect("kernel"),
+        grid: case.grid,
+        block: [case.block, 1, 1],
+        dynamic_shared_bytes: case.shared,
+        params: &loaded.params,
+        cooperative: false,
+        globals: &loaded.globals,
+    };
+    exec::run(&launch, &loaded.memory, options)
+}
+
+fn speed(c: &mut Criterion) {
+    for (name, checks) in [("hardware checks", Checks::NONE), ("all checks", Checks::ALL)] {
+        let mut group = c.benchmark_group(name);
+        group.sample_size(10).measurement_time(Duration::from_secs(3));
+        for case in &CASES {
+            let loaded = load(case);
+            for threads in [1, 2] {
+                let options = ExecOptions { threads, checks, ..ExecOptions::default() };
+                let outcome = run(case, &loaded, &options);
+                assert!(outcome.fatal.is_none(), "{:?}", outcome.fatal);
+                let work = case.flops.unwrap_or(outcome.counters.thread_instructions());
+                group.throughput(Throughput::Elements(work));
+                group.bench_function(format!("{} x {threads}", case.name), |b| {
+                    b.iter(|| run(case, &loaded, &options))
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, speed);
+criterion_main!(benches);

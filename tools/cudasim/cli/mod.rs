@@ -1,0 +1,6 @@
+//! The commands, one file each.
+
+pub mod argument;
+pub mod env;
+pub mod report;
+pub mod run;
