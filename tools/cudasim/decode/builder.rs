@@ -151,7 +151,7 @@ impl<'m> Builder<'m> {
     pub(super) fn build(scope: &'m ModuleScope<'m>, kernel: usize) -> Result<(Program, Vec<ast::Variable>)> {
         let mut b = Builder {
             scope,
-            program: Program { dynamic_shared_align: 16, shared_granule: 4, ..Program::default() },
+            program: Program { dynamic_shared_align: 16, shared_granule: 16, ..Program::default() },
             virtuals: Vec::new(),
             fills: HashMap::new(),
             specials: HashMap::new(),

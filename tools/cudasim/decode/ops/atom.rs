@@ -61,7 +61,7 @@ pub(super) fn decode(d: &mut Dec) -> Result<()> {
     d.inst.aux[0] = flags | mem_flag::ORDERED | if info.wide { mem_flag::WIDE } else { 0 };
     d.inst.aux[1] = number;
     d.inst.aux[2] = u8::from(returns);
-    if number != space::GLOBAL && ty.bytes() < 4 {
+    if number != space::GLOBAL {
         d.b.program.shared_granule = d.b.program.shared_granule.min(ty.bytes());
     }
     let exec = function(d, op, ty, noftz)?;

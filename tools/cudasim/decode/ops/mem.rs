@@ -209,7 +209,7 @@ fn ld_param(d: &mut Dec, parts: &[Operand], ty: Type, at: i64) -> Result<()> {
 fn note_shared_access(d: &mut Dec, number: u8, bytes: u32) {
     if matches!(number, space::SHARED | space::GENERIC) {
         let g = &mut d.b.program.shared_granule;
-        *g = (*g).min(bytes.clamp(1, 4));
+        *g = (*g).min(bytes.clamp(1, 16));
     }
 }
 
@@ -291,6 +291,7 @@ pub(super) fn cp(d: &mut Dec) -> Result<()> {
         return Err(d.invalid(format!("a copy of {bytes} bytes")));
     }
     d.inst.aux[2] = bytes as u8;
+    note_shared_access(d, space::SHARED, bytes as u32);
     let from = d.address(1, 1)?;
     let source_offset = d.inst.imm;
     if from.space.is_some_and(|s| !matches!(s, Space::Global | Space::Const)) {
