@@ -151,7 +151,7 @@ impl<'m> Builder<'m> {
     pub(super) fn build(scope: &'m ModuleScope<'m>, kernel: usize) -> Result<(Program, Vec<ast::Variable>)> {
         let mut b = Builder {
             scope,
-            program: Program { dynamic_shared_align: 16, shared_granule: 4, ..Program::default() },
+            program: Program { dynamic_shared_align: 16, shared_granule: 16, ..Program::default() },
             virtuals: Vec::new(),
             fills: HashMap::new(),
             specials: HashMap::new(),
@@ -188,9 +188,9 @@ impl<'m> Builder<'m> {
         let f = &self.scope.ast.functions[function];
         let is_kernel = self.pending.is_empty();
         let signature = Arc::new(Signature::of(&f.returns, if is_kernel { &[] } else { &f.params })?);
-        let frame = if is_kernel { self.fill(Fill::Row64(0)) } else { self.pinned(Class::W64, 64) };
+        let frame = if is_kernel { self.fill(Fill::Row64(0)) } else { self.pinned(Class::W64) };
         let mut reg = |slot: &Slot| match slot {
-            Slot::Reg(ty) => Some(self.pinned(class_of(*ty), ty.bits())),
+            Slot::Reg(ty) => Some(self.pinned(class_of(*ty))),
             Slot::Frame(..) => None,
         };
         let param_regs = signature.params.iter().map(&mut reg).collect();
@@ -489,17 +489,17 @@ impl<'m> Builder<'m> {
 
     /// A new register of a type.
     pub(super) fn virtual_of(&mut self, ty: Type) -> u32 {
-        self.virtual_reg(class_of(ty), ty.bits())
+        self.virtual_reg(class_of(ty))
     }
 
     /// A new register of a class.
-    pub(super) fn virtual_reg(&mut self, class: Class, bits: u32) -> u32 {
-        self.virtuals.push(Virtual { class, bits, pinned: false });
+    pub(super) fn virtual_reg(&mut self, class: Class) -> u32 {
+        self.virtuals.push(Virtual { class, pinned: false });
         self.virtuals.len() as u32 - 1
     }
 
-    fn pinned(&mut self, class: Class, bits: u32) -> u32 {
-        self.virtuals.push(Virtual { class, bits, pinned: true });
+    fn pinned(&mut self, class: Class) -> u32 {
+        self.virtuals.push(Virtual { class, pinned: true });
         self.virtuals.len() as u32 - 1
     }
 
@@ -527,7 +527,7 @@ impl<'m> Builder<'m> {
         if let Some(&v) = self.specials.get(&s) {
             return v;
         }
-        let v = self.pinned(Class::W32, 32);
+        let v = self.pinned(Class::W32);
         self.specials.insert(s, v);
         v
     }
@@ -537,7 +537,7 @@ impl<'m> Builder<'m> {
         match self.carry {
             Some(v) => v,
             None => {
-                let v = self.virtual_reg(Class::Pred, 1);
+                let v = self.virtual_reg(Class::Pred);
                 self.carry = Some(v);
                 v
             }
@@ -627,7 +627,6 @@ impl<'m> Builder<'m> {
                 frame_bytes: self.pending[r].frame_bytes,
                 region: placed.region,
                 module_index: self.pending[r].function as u32,
-                name: self.scope.ast.functions[self.pending[r].function].name.clone(),
             });
         }
         self.program.tables = tables;

@@ -64,7 +64,8 @@ pub(super) fn decode(b: &mut Builder<'_>, ins: &Instruction) -> Result<()> {
             _ => return Err(ins.pos.invalid(format!("guard `{name}` is no predicate"))),
         }
     }
-    let mut d = Dec { b, ins, base, mods, types, inst, meta, after: Vec::new(), in_place: Vec::new(), widen: None };
+    let mut d =
+        Dec { b, ins, base, mods, types, inst, meta, after: Vec::new(), in_place: Vec::new(), widen: None };
     ops::decode(&mut d)
 }
 
@@ -189,7 +190,7 @@ impl<'d, 'm> Dec<'d, 'm> {
     pub(super) fn read_wide(&mut self, operand: &Operand, ty: Type) -> Result<u32> {
         if let Some((v, rty)) = self.register(operand) {
             if class_of(rty) == Class::W64 && class_of(ty) == Class::W32 {
-                let low = self.b.virtual_reg(Class::W32, 32);
+                let low = self.b.virtual_reg(Class::W32);
                 let mut helper = Inst::new(Kind::Plain, lanes::un(|a: u64| a as u32));
                 (helper.ops[0], helper.ops[1]) = (low, v);
                 self.emit_helper(helper, vec![v], vec![low]);
@@ -239,7 +240,7 @@ impl<'d, 'm> Dec<'d, 'm> {
             },
             Operand::Not(inner) => {
                 let v = self.read_pred(inner)?;
-                let not = self.b.virtual_reg(Class::Pred, 1);
+                let not = self.b.virtual_reg(Class::Pred);
                 let mut helper = Inst::new(Kind::Plain, crate::exec::pred::not());
                 (helper.ops[0], helper.ops[1]) = (not, v);
                 self.emit_helper(helper, vec![v], vec![not]);
@@ -280,7 +281,7 @@ impl<'d, 'm> Dec<'d, 'm> {
                     return Ok(constant(self, at));
                 }
                 let frame = self.b.frame_row();
-                let sum = self.b.virtual_reg(class, class.words() / 32 * 32);
+                let sum = self.b.virtual_reg(class);
                 let imm = self.b.fill(Fill::Row64(at as u64));
                 let exec = if class == Class::W64 {
                     lanes::bin(|a: u64, b: u64| a.wrapping_add(b))
@@ -377,7 +378,7 @@ impl<'d, 'm> Dec<'d, 'm> {
         let class = class_of(ty);
         match operand {
             Operand::Sink => {
-                let v = self.b.virtual_reg(class, ty.bits());
+                let v = self.b.virtual_reg(class);
                 self.meta.defs.push(v);
                 Ok(v)
             }
@@ -414,7 +415,7 @@ impl<'d, 'm> Dec<'d, 'm> {
             (Class::W32, Class::W64, _, false) => lanes::un(|a: u32| a as u64),
             _ => return self.write(operand, ty),
         };
-        let narrow = self.b.virtual_reg(class_of(ty), ty.bits());
+        let narrow = self.b.virtual_reg(class_of(ty));
         self.meta.defs.push(narrow);
         let mut helper = Inst::new(Kind::Plain, exec);
         (helper.ops[0], helper.ops[1]) = (v, narrow);

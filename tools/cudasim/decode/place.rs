@@ -36,8 +36,6 @@ impl Bits {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Virtual {
     pub(crate) class: Class,
-    /// Width of its type in bits.
-    pub(crate) bits: u32,
     /// Not to share its place: it is read or written from outside the routine.
     pub(crate) pinned: bool,
 }

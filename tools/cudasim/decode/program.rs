@@ -134,8 +134,6 @@ pub(crate) struct Routine {
     pub(crate) region: Region,
     /// Index of the function in the module.
     pub(crate) module_index: u32,
-    /// Name.
-    pub(crate) name: String,
 }
 
 /// A kernel, ready to run.

@@ -169,8 +169,6 @@ pub(crate) struct Launching<'l> {
     pub(crate) resident: AtomicU32,
     /// Rises when a CTA ends or a poll sees something new.
     pub(crate) progress: AtomicU64,
-    /// Host threads whose CTAs all only poll, and those that ended.
-    pub(crate) stalled: AtomicU32,
     pub(crate) fatal: Mutex<Option<(u64, Report)>>,
     reports: Mutex<HashMap<(FaultKind, u32, u32), (u64, Report)>>,
     segments: Mutex<Vec<Segment>>,
@@ -195,7 +193,6 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl<'l> Launching<'l> {
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn new(
         launch: &'l Launch<'l>,
         memory: &'l GlobalMemory,
@@ -218,7 +215,6 @@ impl<'l> Launching<'l> {
             next: AtomicU64::new(0),
             resident: AtomicU32::new(0),
             progress: AtomicU64::new(0),
-            stalled: AtomicU32::new(0),
             fatal: Mutex::new(None),
             reports: Mutex::default(),
             segments: Mutex::default(),

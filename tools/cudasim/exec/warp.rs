@@ -6,7 +6,6 @@
 
 use std::rc::Rc;
 
-use super::cta::Cta;
 use super::inst::NONE;
 use super::mem::copies::AsyncCopies;
 use crate::counters::WarpChain;
@@ -79,8 +78,6 @@ struct Poll {
 pub(crate) struct Warp {
     /// First word of its registers in the CTA's.
     pub(crate) registers: usize,
-    /// Lanes that exist.
-    pub(crate) threads: u32,
     /// Lanes that have not exited.
     pub(crate) alive: u32,
     pub(crate) groups: Vec<Group>,
@@ -113,7 +110,6 @@ impl Warp {
     pub(crate) fn new(registers: usize) -> Warp {
         Warp {
             registers,
-            threads: 0,
             alive: 0,
             groups: Vec::new(),
             joins: Vec::new(),
@@ -141,7 +137,6 @@ impl Warp {
             joins: std::mem::take(&mut self.joins),
             copies: std::mem::take(&mut self.copies),
             mma_depth: std::mem::take(&mut self.mma_depth),
-            threads,
             alive: threads,
             clock: 1,
             ..Warp::new(self.registers)
@@ -371,11 +366,4 @@ impl Warp {
 /// The number of a call, 0 outside all.
 pub(crate) fn frame_id(frame: &Option<Rc<Frame>>) -> u32 {
     frame.as_ref().map_or(0, |f| f.id)
-}
-
-impl Cta {
-    /// The warp with this index.
-    pub(crate) fn warp_mut(&mut self, w: usize) -> &mut Warp {
-        &mut self.warps[w]
-    }
 }

@@ -20,13 +20,23 @@ pub struct EarlierWrite {
 ///
 /// Two CTAs may each write their own bytes of one word. Such words move to an exact table, marked by a record with
 /// no byte.
+///
+/// Streaming stores write whole lines of 128 bytes. They have a record of their own, with [`WHOLE`] and [`PARTS`] in
+/// place of the bytes, so that the words need not be touched.
 pub(super) struct WriterMap {
     base: u64,
     shadow: Window,
+    lines: Window,
     /// 1 to 4095; 0 is the epoch of words never written.
     epoch: AtomicU64,
     mixed: Vec<Mutex<HashMap<u64, [Option<EarlierWrite>; 4]>>>,
 }
+
+const LINE_BYTES: u64 = 128;
+/// The line was written as a whole, by the writer of the record.
+const WHOLE: u64 = 1;
+/// Words of the line have records.
+const PARTS: u64 = 2;
 
 const EPOCHS: u64 = 1 << 12;
 const MIXED_SHARDS: usize = 16;
@@ -46,6 +56,7 @@ impl WriterMap {
         Ok(WriterMap {
             base,
             shadow: Window::new(bytes)?,
+            lines: Window::new(((end - base) / LINE_BYTES + 2) as usize * 8)?,
             epoch: AtomicU64::new(1),
             mixed: (0..MIXED_SHARDS).map(|_| Mutex::default()).collect(),
         })
@@ -57,8 +68,11 @@ impl WriterMap {
             shard.lock().unwrap_or_else(|e| e.into_inner()).clear();
         }
         if self.epoch.fetch_add(1, Ordering::Relaxed) + 1 >= EPOCHS {
-            // SAFETY: the window is used through its atomic words only.
-            unsafe { self.shadow.clear_all() };
+            // SAFETY: the windows are used through their atomic words only.
+            unsafe {
+                self.shadow.clear_all();
+                self.lines.clear_all();
+            }
             self.epoch.store(1, Ordering::Relaxed);
         }
     }
@@ -67,9 +81,61 @@ impl WriterMap {
     #[inline]
     pub(super) fn record_write(&self, addr: u64, bytes: u64, writer: EarlierWrite) -> Option<EarlierWrite> {
         let epoch = self.epoch.load(Ordering::Relaxed);
+        let (mut at, end) = (addr - self.base, addr - self.base + bytes);
+        let mut conflict = None;
+        while at < end {
+            let line = at / LINE_BYTES;
+            let next = ((line + 1) * LINE_BYTES).min(end);
+            let whole = next - at == LINE_BYTES;
+            let Some(slot) = self.lines.words().get(line as usize) else { break };
+            let found = self.record_line(slot, epoch, writer, whole, at, next);
+            conflict = conflict.or(found);
+            at = next;
+        }
+        conflict
+    }
+
+    /// Notes a store to the bytes `at..end` of one line.
+    #[inline]
+    fn record_line(
+        &self,
+        slot: &AtomicU64,
+        epoch: u64,
+        writer: EarlierWrite,
+        whole: bool,
+        at: u64,
+        end: u64,
+    ) -> Option<EarlierWrite> {
+        let mut conflict = None;
+        let mut old = slot.load(Ordering::Relaxed);
+        loop {
+            let known = old >> 52 == epoch;
+            let new = match (known, whole) {
+                (false, true) => record(epoch, writer, WHOLE),
+                (false, false) => record(epoch, writer, PARTS),
+                (true, true) => record(epoch, writer, WHOLE | (old & PARTS)),
+                (true, false) => old | PARTS,
+            };
+            if known && old & WHOLE != 0 && writer_of(old).cta != writer.cta {
+                conflict = Some(writer_of(old));
+            }
+            if new == old {
+                break;
+            }
+            match slot.compare_exchange_weak(old, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => old = now,
+            }
+        }
+        if whole && !(old >> 52 == epoch && old & PARTS != 0) {
+            return conflict;
+        }
+        conflict.or(self.record_words(epoch, writer, at, end))
+    }
+
+    fn record_words(&self, epoch: u64, writer: EarlierWrite, mut at: u64, end: u64) -> Option<EarlierWrite> {
         let words = self.shadow.words();
         let mut conflict = None;
-        let (mut at, end) = (addr - self.base, addr - self.base + bytes);
         while at < end {
             let (word, first) = (at / 4, at % 4);
             let n = (4 - first).min(end - at);
@@ -168,6 +234,20 @@ mod tests {
         assert_eq!(map.record_write(1, 1, by(5)), None);
         assert_eq!(map.record_write(0, 4, by(5)), None);
         assert_eq!(map.record_write(1, 1, by(6)), Some(by(5)));
+    }
+
+    #[test]
+    fn whole_lines_and_parts_of_them_meet() {
+        let map = WriterMap::new(0, 1024).unwrap();
+        assert_eq!(map.record_write(0, 512, by(1)), None);
+        assert_eq!(map.record_write(0, 512, by(1)), None);
+        assert_eq!(map.record_write(4, 4, by(2)), Some(by(1)));
+        assert_eq!(map.record_write(130, 2, by(1)), None);
+        assert_eq!(map.record_write(256, 128, by(3)), Some(by(1)));
+        assert_eq!(map.record_write(512, 4, by(4)), None);
+        assert_eq!(map.record_write(512, 128, by(5)), Some(by(4)));
+        map.begin_launch();
+        assert_eq!(map.record_write(0, 1024, by(9)), None);
     }
 
     #[test]

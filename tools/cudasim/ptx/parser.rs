@@ -826,9 +826,16 @@ impl<'a> Parser<'a> {
                 Operand::Vector(self.operand_list(b'}')?)
             }
             Token::Punct(b'(') => {
-                // A list of call parameters or an integer in parentheses; the latter does not start with a name.
+                // A list of call parameters, or the beginning of a constant expression.
+                let (lexer, token, pos) = (self.lexer.clone(), self.token, self.pos);
                 self.advance()?;
-                Operand::List(self.operand_list(b')')?)
+                let list = self.operand_list(b')')?;
+                if let [Operand::Int(_)] = list[..] {
+                    (self.lexer, self.token, self.pos) = (lexer, token, pos);
+                    Operand::Int(self.sum()?)
+                } else {
+                    Operand::List(list)
+                }
             }
             Token::Punct(b'[') => {
                 self.advance()?;

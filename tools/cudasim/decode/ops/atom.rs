@@ -14,7 +14,7 @@ use crate::ptx::ast::{Space, Type};
 /// `atom{.sem}{.scope}{.space}.op.type d, [a], b{, c}` and `red … [a], b`
 pub(super) fn decode(d: &mut Dec) -> Result<()> {
     let returns = d.base == "atom";
-    let (number, space) = space_of(d);
+    let (number, _) = space_of(d);
     // Some operations share their names with nothing else, so that the order of modifiers does not matter.
     let op = d.need(
         "an operation",
@@ -57,11 +57,10 @@ pub(super) fn decode(d: &mut Dec) -> Result<()> {
     if !matches!(number, space::GLOBAL | space::SHARED | space::GENERIC) {
         return Err(d.unsupported("atomics on this space"));
     }
-    let _ = space;
     d.inst.aux[0] = flags | mem_flag::ORDERED | if info.wide { mem_flag::WIDE } else { 0 };
     d.inst.aux[1] = number;
     d.inst.aux[2] = u8::from(returns);
-    if number != space::GLOBAL && ty.bytes() < 4 {
+    if number != space::GLOBAL {
         d.b.program.shared_granule = d.b.program.shared_granule.min(ty.bytes());
     }
     let exec = function(d, op, ty, noftz)?;

@@ -186,7 +186,7 @@ pub(super) fn set(d: &mut Dec) -> Result<()> {
     if combined != combine::NONE {
         d.inst.ops[4] = d.read(d.operand(3)?, Type::Pred)?;
     }
-    let p = d.b.virtual_reg(Class::Pred, 1);
+    let p = d.b.virtual_reg(Class::Pred);
     d.inst.ops[0] = p;
     let one = match to {
         Type::F32 => u64::from(1.0f32.to_bits()),

@@ -66,7 +66,7 @@ pub(super) fn decode(d: &mut Dec) -> Result<()> {
     d.inst.ops[1] = d.read_wide(d.operand(1)?, from)?;
     if let Some(widen) = d.widen.take() {
         // A 64-bit value in between.
-        let (a, wide) = (d.inst.ops[1], d.b.virtual_reg(Class::W64, 64));
+        let (a, wide) = (d.inst.ops[1], d.b.virtual_reg(Class::W64));
         let mut helper = Inst::new(Kind::Plain, widen);
         (helper.ops[0], helper.ops[1]) = (wide, a);
         d.emit_helper(helper, vec![a], vec![wide]);
@@ -140,7 +140,9 @@ fn float_to_int(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
     match (from, to, round, flush) {
         (Type::F32, Type::S32, Round::Zero, false) => return Ok(lanes::un(|a: f32| a as i32)),
         (Type::F32, Type::U32, Round::Zero, false) => return Ok(lanes::un(|a: f32| a as u32)),
-        (Type::F32, Type::S32, Round::Near, false) => return Ok(lanes::un(|a: f32| a.round_ties_even() as i32)),
+        (Type::F32, Type::S32, Round::Near, false) => {
+            return Ok(lanes::un(|a: f32| a.round_ties_even() as i32));
+        }
         _ => {}
     }
     // Rounded as a double first, which holds every value of the narrower formats.

@@ -78,6 +78,8 @@ fn brx(d: &mut Dec) -> Result<()> {
 fn names(d: &Dec, operand: &Operand) -> Result<Vec<Operand>> {
     match operand {
         Operand::List(items) => Ok(items.clone()),
+        // A single constant in parentheses.
+        Operand::Int(_) => Ok(vec![operand.clone()]),
         _ => Err(d.invalid("a list of parameters is expected")),
     }
 }
@@ -95,7 +97,7 @@ fn call(d: &mut Dec) -> Result<()> {
     let Operand::Name(name) = target else { return Err(d.invalid("a function is expected")) };
     let mut params = Vec::new();
     if let Some(list) = operands.get(k + 1) {
-        if let Operand::List(_) = list {
+        if let Operand::List(_) | Operand::Int(_) = list {
             params = names(d, list)?;
         }
     }

@@ -80,7 +80,7 @@ fn vector_len(d: &mut Dec) -> Result<usize> {
 }
 
 /// The space of an access: that of the modifier, or of the variable that the address names.
-fn resolve_space(d: &Dec, number: u8, space: Option<Space>, info: &AddressInfo) -> Result<u8> {
+pub(super) fn resolve_space(d: &Dec, number: u8, space: Option<Space>, info: &AddressInfo) -> Result<u8> {
     let named = match info.space {
         None => return Ok(number),
         Some(Space::Global | Space::Const) => space::GLOBAL,
@@ -206,10 +206,10 @@ fn ld_param(d: &mut Dec, parts: &[Operand], ty: Type, at: i64) -> Result<()> {
 }
 
 /// The race check sees granules of the narrowest access to shared memory.
-fn note_shared_access(d: &mut Dec, number: u8, bytes: u32) {
+pub(super) fn note_shared_access(d: &mut Dec, number: u8, bytes: u32) {
     if matches!(number, space::SHARED | space::GENERIC) {
         let g = &mut d.b.program.shared_granule;
-        *g = (*g).min(bytes.clamp(1, 4));
+        *g = (*g).min(bytes.clamp(1, 16));
     }
 }
 
@@ -291,6 +291,7 @@ pub(super) fn cp(d: &mut Dec) -> Result<()> {
         return Err(d.invalid(format!("a copy of {bytes} bytes")));
     }
     d.inst.aux[2] = bytes as u8;
+    note_shared_access(d, space::SHARED, bytes as u32);
     let from = d.address(1, 1)?;
     let source_offset = d.inst.imm;
     if from.space.is_some_and(|s| !matches!(s, Space::Global | Space::Const)) {

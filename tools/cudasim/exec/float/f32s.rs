@@ -3,10 +3,11 @@
 /// The NaN that every operation gives.
 pub(crate) const NAN: f32 = f32::from_bits(0x7fff_ffff);
 
-/// A NaN becomes the canonical one.
+/// A NaN becomes the canonical one. On the bits, as compilers do not promise which NaN a selection of floats gives.
 #[inline(always)]
 pub(crate) fn canon(x: f32) -> f32 {
-    if x.is_nan() { NAN } else { x }
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { NAN.to_bits() } else { bits })
 }
 
 /// A subnormal becomes zero of its sign.

@@ -152,9 +152,9 @@ pub(crate) fn div<M: Mode>(a: f32, b: f32) -> f32 {
     }
     let (x, y) = (f64::from(a), f64::from(b));
     let q = x / y;
-    // Sign of the exact remainder decides where the quotient lies.
+    // Sign of the exact remainder decides where the quotient lies. A zero from an infinite divisor is exact.
     let r = (-q).mul_add(y, x);
-    let low = if q.is_finite() && r != 0.0 {
+    let low = if q.is_finite() && y.is_finite() && r != 0.0 {
         f64::MIN_POSITIVE * if (r > 0.0) == (y > 0.0) { 1.0 } else { -1.0 }
     } else {
         0.0

@@ -192,6 +192,7 @@ pub(crate) fn land(cx: &mut Cx, mask: u32, keep: Option<u32>) {
     }
     let base = cta.shared.as_mut_ptr();
     let races = cta.shared.checks_races();
+    let uninitialised = cx.launch.options.checks.uninitialised;
     for copy in &mut warp.copies.pending {
         let mut lanes = copy.mask & mask;
         if let Some(keep) = keep {
@@ -215,7 +216,9 @@ pub(crate) fn land(cx: &mut Cx, mask: u32, keep: Option<u32>) {
                     std::ptr::copy_nonoverlapping(copy.data[l].as_ptr(), to, copy.bytes as usize);
                 }
             }
-            cta.shared.mark(to, copy.bytes);
+            if uninitialised {
+                cta.shared.mark(to, copy.bytes);
+            }
             if races {
                 cta.shared.land_copy(to, copy.bytes, &super::shared::Accessor { lane: l as u8, ..by });
             }

@@ -25,16 +25,25 @@ pub(crate) unsafe fn ldmatrix(cx: &mut Cx, i: &Inst, mask: u32) {
             poison(cx, lanes, 16);
         }
         for m in 0..usize::from(n) {
+            if i.pool_len == 0 {
+                // Four lanes hold a row of 16 bytes in order.
+                let mut out = [[u32::MAX; 4]; 8];
+                for (r, row) in out.iter_mut().enumerate() {
+                    if lanes >> (8 * m + r) & 1 != 0 {
+                        *row = (cx.ptrs[8 * m + r] as *const [u32; 4]).read();
+                    }
+                }
+                let flat: [u32; 32] = std::mem::transmute(out);
+                cx.put(i.ops[1 + m], &flat, mask);
+                continue;
+            }
             let mut rows = [[0xffffu16; 8]; 8];
             for (r, row) in rows.iter_mut().enumerate() {
                 if lanes >> (8 * m + r) & 1 != 0 {
                     *row = (cx.ptrs[8 * m + r] as *const [u16; 8]).read();
                 }
             }
-            if i.pool_len != 0 {
-                rows = transposed(&rows);
-            }
-            cx.put(i.ops[1 + m], &fragment(&rows), mask);
+            cx.put(i.ops[1 + m], &fragment(&transposed(&rows)), mask);
         }
     }
 }

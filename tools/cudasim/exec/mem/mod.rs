@@ -47,12 +47,6 @@ pub(crate) mod mem_flag {
     pub(crate) const ORDERED: u8 = 2;
     /// Does not go through L1.
     pub(crate) const NO_L1: u8 = 4;
-    /// Values are signed.
-    pub(crate) const SIGNED: u8 = 8;
-    /// Registers are 64-bit rows.
-    pub(crate) const ROWS64: u8 = 16;
-    /// The read-only path: writes are refused there by the decoder.
-    pub(crate) const CONST: u8 = 32;
 }
 
 /// The addresses of the lanes.
@@ -213,8 +207,37 @@ fn misaligned(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32) -> bool {
     false
 }
 
-/// `size` is the number of bytes and the alignment.
-fn global(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], size: [u32; 2], access: Access) -> bool {
+/// Defines a function that runs its body with the vector extensions of this machine.
+macro_rules! at_level {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> bool = $body:ident) => {
+        $(#[$doc])*
+        fn $name(cx: &mut Cx, $($arg: $ty),*) -> bool {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+            fn v3(cx: &mut Cx, $($arg: $ty),*) -> bool {
+                $body(cx, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            if cx.v3 {
+                // SAFETY: the flag says that the machine has these extensions.
+                return unsafe { v3(cx, $($arg),*) };
+            }
+            $body(cx, $($arg),*)
+        }
+    };
+}
+
+at_level!(
+    /// Global memory; `size` is the number of bytes and the alignment.
+    fn global(i: &Inst, mask: u32, addr: &[u64; 32], size: [u32; 2], access: Access) -> bool = global_body
+);
+at_level!(
+    /// Shared memory.
+    fn shared_access(i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) -> bool = shared_body
+);
+
+#[inline(always)]
+fn global_body(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], size: [u32; 2], access: Access) -> bool {
     let [bytes, align] = size;
     if !aligned(mask, addr, align) {
         return misaligned(cx, mask, addr, align);
@@ -361,7 +384,8 @@ fn write_conflict(cx: &mut Cx, at: u64, cta: u64, instruction: u16) {
     });
 }
 
-fn shared_access(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) -> bool {
+#[inline(always)]
+fn shared_body(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) -> bool {
     if !in_shared(cx, mask, addr, bytes, access) {
         return false;
     }
@@ -417,24 +441,20 @@ pub(crate) fn accessor(cx: &Cx, lane: u32) -> Accessor {
 }
 
 /// Initialisation and races of an access to shared memory. Stores are recorded by [`store`], which knows the values.
+#[inline(always)]
 fn shared_shadow(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) {
     let checks = cx.launch.options.checks;
-    if access != Access::Store {
-        let mut unset = None;
-        for l in (0..32u32).filter(|&l| mask >> l & 1 != 0) {
-            if !cx.cta.shared.marked(addr[l as usize] as u32, bytes) {
-                unset = Some(l);
-                break;
+    if checks.uninitialised {
+        if access != Access::Store && !cx.cta.shared.all_marked(mask, addr, bytes) {
+            let unset = (0..32u32)
+                .find(|&l| mask >> l & 1 != 0 && !cx.cta.shared.marked(addr[l as usize] as u32, bytes));
+            if let Some(lane) = unset {
+                let at = addr[lane as usize];
+                cx.warn(FaultKind::UninitialisedShared, lane, Some(at), || format!("{bytes} bytes"));
             }
         }
-        if let (Some(lane), true) = (unset, checks.uninitialised) {
-            let at = addr[lane as usize];
-            cx.warn(FaultKind::UninitialisedShared, lane, Some(at), || format!("{bytes} bytes"));
-        }
-    }
-    if access != Access::Load {
-        for l in (0..32).filter(|&l| mask >> l & 1 != 0) {
-            cx.cta.shared.mark(addr[l] as u32, bytes);
+        if access != Access::Load {
+            cx.cta.shared.mark_all(mask, addr, bytes);
         }
     }
     if !cx.cta.shared.checks_races() {

@@ -151,6 +151,30 @@ impl SharedMemory {
         }
     }
 
+    /// Whether all bytes of the lanes of a mask were written; accesses are aligned and of at most 64 bytes.
+    #[inline(always)]
+    pub(crate) fn all_marked(&self, mask: u32, addr: &[u64; 32], bytes: u32) -> bool {
+        let ones = (1u64 << (bytes - 1) << 1).wrapping_sub(1);
+        let mut missing = 0;
+        for l in 0..32 {
+            if mask >> l & 1 != 0 {
+                missing |= !(self.init[(addr[l] / 64) as usize] >> (addr[l] % 64)) & ones;
+            }
+        }
+        missing == 0
+    }
+
+    /// Notes that all bytes of the lanes of a mask were written.
+    #[inline(always)]
+    pub(crate) fn mark_all(&mut self, mask: u32, addr: &[u64; 32], bytes: u32) {
+        let ones = (1u64 << (bytes - 1) << 1).wrapping_sub(1);
+        for l in 0..32 {
+            if mask >> l & 1 != 0 {
+                self.init[(addr[l] / 64) as usize] |= ones << (addr[l] % 64);
+            }
+        }
+    }
+
     // ---- order ----
 
     /// A warp arrives at a barrier: what it knows is added to `clocks`, and its clock goes on.

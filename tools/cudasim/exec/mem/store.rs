@@ -62,7 +62,7 @@ unsafe fn store_wide_body(cx: &mut Cx, i: &Inst, mask: u32) {
 
 /// Records the lanes that write shared memory. `same` says whether a lane writes what is there already.
 #[inline(never)]
-pub(super) fn check_races(
+pub(crate) fn check_races(
     cx: &mut Cx,
     i: &Inst,
     mask: u32,

@@ -7,6 +7,7 @@ use super::runs::Runs;
 use super::{Access, mem_flag};
 
 /// Counts an access to global memory.
+#[inline(always)]
 pub(super) fn global(cx: &mut Cx, i: &Inst, mask: u32, runs: &Runs, bytes: u32, access: Access) {
     let sectors = runs.sectors();
     let asked = u64::from(mask.count_ones()) * u64::from(bytes);
@@ -91,6 +92,7 @@ pub(super) fn local(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, _acces
 }
 
 /// Counts an access to shared memory: wavefronts with and without bank conflicts.
+#[inline(always)]
 pub(super) fn shared(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) {
     if access == Access::Load {
         cx.cta.warps[cx.warp].shared_pending = true;
@@ -105,6 +107,7 @@ pub(super) fn shared(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, acces
 
 /// Wavefronts of an access, and what they were without conflicts. Accesses of 8 bytes go by half warps, of 16 by
 /// quarters.
+#[inline(always)]
 pub(crate) fn wavefronts(mask: u32, addr: &[u64; 32], bytes: u32) -> (u64, u64) {
     let lanes = match bytes {
         0..=4 => 32,
@@ -133,30 +136,44 @@ pub(crate) fn wavefronts(mask: u32, addr: &[u64; 32], bytes: u32) -> (u64, u64) 
 }
 
 /// The most distinct words that one bank has to deliver.
-fn phase(mut lanes: u32, addr: &[u64], bytes: u32) -> u64 {
-    let per_lane = bytes.div_ceil(4);
-    // Words seen, by bank: the first, and further ones in a list.
-    let mut word_of = [u64::MAX; 32];
+#[inline(always)]
+fn phase(lanes: u32, addr: &[u64], bytes: u32) -> u64 {
+    // Aligned accesses of 4, 8 or 16 bytes cover whole groups of banks: 32, 16 or 8 of them.
+    let shift = bytes.max(4).trailing_zeros();
+    let groups = (128u64 >> shift) - 1;
+    let mut used = 0u32;
+    let mut rest = lanes;
+    while rest != 0 {
+        let l = rest.trailing_zeros() as usize;
+        rest &= rest - 1;
+        used |= 1 << (addr[l] >> shift & groups);
+    }
+    if used.count_ones() == lanes.count_ones() { 1 } else { conflicts(lanes, addr, shift, groups) }
+}
+
+/// The same when some lanes share a group of banks.
+#[inline(never)]
+fn conflicts(mut lanes: u32, addr: &[u64], shift: u32, groups: u64) -> u64 {
+    let mut first = [u64::MAX; 32];
     let mut count = [0u8; 32];
-    let mut more: [(u8, u64); 128] = [(0, 0); 128];
+    // Further words of a group.
+    let mut more: [(u8, u64); 32] = [(0, 0); 32];
     let mut n_more = 0;
     while lanes != 0 {
         let l = lanes.trailing_zeros() as usize;
         lanes &= lanes - 1;
-        for k in 0..per_lane {
-            let word = addr[l] / 4 + u64::from(k);
-            let bank = (word % 32) as usize;
-            if word_of[bank] == word {
-                continue;
-            }
-            if count[bank] == 0 {
-                word_of[bank] = word;
-                count[bank] = 1;
-            } else if !more[..n_more].contains(&(bank as u8, word)) {
-                more[n_more] = (bank as u8, word);
-                n_more += 1;
-                count[bank] += 1;
-            }
+        let word = addr[l] >> shift;
+        let group = (word & groups) as usize;
+        if first[group] == word {
+            continue;
+        }
+        if count[group] == 0 {
+            first[group] = word;
+            count[group] = 1;
+        } else if !more[..n_more].contains(&(group as u8, word)) {
+            more[n_more] = (group as u8, word);
+            n_more += 1;
+            count[group] += 1;
         }
     }
     count.iter().copied().max().map_or(1, |c| u64::from(c.max(1)))

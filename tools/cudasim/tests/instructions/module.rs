@@ -1,0 +1,120 @@
+//! What surrounds instructions: parameters, module variables, barriers in memory.
+
+use cudasim::check::FaultKind;
+
+use crate::harness::{Config, bytes_of, kernel, run, run_clean, run_with, values_of};
+
+#[test]
+fn parameters_have_their_alignment_and_type() {
+    let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u8 a, .param .s16 b, \
+        .param .f32 c, .param .align 8 .b8 d[20], .param .s32 e) {
+        .reg .b64 q, x, d0; .reg .b32 v; .reg .f32 f; .reg .b16 h;
+        ld.param.u64 q, [p0]; ld.param.u8 x, [a]; st.global.u64 [q], x; ld.param.s16 x, [b]; st.global.u64 [q+8], x;
+        ld.param.f32 f, [c]; st.global.f32 [q+16], f; ld.param.u32 v, [d+16]; st.global.u32 [q+20], v;
+        mov.b64 d0, d; cvta.param.u64 d0, d0; ld.u64 x, [d0+8]; st.global.u64 [q+24], x; ld.param.s32 x, [e]; st.global.u64 [q+32], x;
+        ld.param.v2.u32 {v, v}, [d]; st.global.u32 [q+40], v; ret; }";
+    let mut more = vec![0xf0u8, 0, 0xfe, 0xff];
+    more.extend_from_slice(&1.5f32.to_le_bytes());
+    // The structure is at 16: eight bytes for the pointer, eight for the scalars.
+    more.extend((0..20).map(|i| i * 3));
+    more.extend_from_slice(&(-7i32).to_le_bytes());
+    let out = run_with(text, Config::new(1, 1), &[vec![0; 48]], &more);
+    assert!(out.reports.is_empty(), "{:?}", out.reports);
+    let words: Vec<u64> = values_of(&out.buffers[0]);
+    assert_eq!(words[0], 0xf0);
+    assert_eq!(words[1], (-2i64) as u64);
+    assert_eq!(words[2] as u32, 1.5f32.to_bits());
+    let structure: Vec<u8> = (0..20).map(|i| i * 3).collect();
+    assert_eq!((words[2] >> 32) as u32, u32::from_le_bytes(structure[16..].try_into().unwrap()));
+    assert_eq!(words[3], u64::from_le_bytes(structure[8..16].try_into().unwrap()));
+    assert_eq!(words[4], (-7i64) as u64);
+    assert_eq!(words[5] as u32, u32::from_le_bytes(structure[4..8].try_into().unwrap()));
+}
+
+#[test]
+fn variables_begin_with_their_values() {
+    let body = ".reg .b64 q, a; .reg .b32 x, y; ld.param.u64 q, [p0];
+        ld.const.u32 x, [table+8]; st.global.u32 [q], x; ld.global.u8 x, [bytes+1]; st.global.u32 [q+4], x;
+        ld.global.u64 a, [pointer]; ld.global.u32 x, [a]; st.global.u32 [q+8], x;
+        ld.global.u32 x, [counter]; add.u32 x, x, 1; st.global.u32 [counter], x; st.global.u32 [q+12], x;
+        mov.u64 a, table; cvta.const.u64 a, a; ld.u32 x, [a+4]; st.global.u32 [q+16], x;
+        ld.global.f32 x, [floats+4]; st.global.u32 [q+20], x; ld.global.u32 x, [zeros+60]; st.global.u32 [q+24], x;
+        ld.const.v2.u32 {x, y}, [table]; st.global.u32 [q+28], y;";
+    let variables = ".const .align 8 .u32 table[4] = {10, 20, 30, 40};
+        .global .align 1 .b8 bytes[3] = {1, 0xfe, 3};
+        .global .align 4 .f32 floats[2] = {0f3FC00000, 2.5};
+        .global .align 8 .u64 pointer = floats;
+        .global .u32 counter = 41;
+        .global .align 4 .b8 zeros[64];
+        .visible";
+    let text = kernel(1, body).replacen(".visible", variables, 1);
+    let out = run_clean(&text, Config::new(1, 1), &[vec![0; 32]]);
+    let found: Vec<u32> = values_of(&out.buffers[0]);
+    assert_eq!(found, [30, 0xfe, 1.5f32.to_bits(), 42, 20, 2.5f32.to_bits(), 0, 20]);
+}
+
+#[test]
+fn threads_meet_at_barriers_in_memory() {
+    // Every thread writes a word, arrives, waits for the phase, and reads its neighbour's.
+    let body = ".shared .align 8 .b64 bar; .shared .align 4 .b8 s[256]; .reg .b32 t, a, b, m, x; .reg .b64 q, o, state; .reg .pred p;
+        mov.u32 t, %tid.x; mov.u32 b, bar; setp.eq.u32 p, t, 0; @p mbarrier.init.shared.b64 [b], 64; bar.sync 0;
+        mov.u32 a, s; mad.lo.u32 a, t, 4, a; mul.lo.u32 x, t, 5; st.shared.u32 [a], x;
+        mbarrier.arrive.shared.b64 state, [b];
+        WAIT: mbarrier.test_wait.shared.b64 p, [b], state; @!p bra WAIT;
+        xor.b32 m, t, 33; mov.u32 a, s; mad.lo.u32 a, m, 4, a; ld.shared.u32 x, [a];
+        ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let out = run(&kernel(1, body), Config::new(1, 64), &[vec![0; 256]]);
+    for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
+        assert_eq!(found, 5 * (i as u32 ^ 33));
+    }
+}
+
+#[test]
+fn producers_arrive_and_consumers_wait() {
+    // Warp 0 produces and goes on; warp 1 waits for it at a named barrier.
+    let body = ".shared .align 4 .b8 s[128]; .reg .b32 t, l, a, x; .reg .b64 q, o; .reg .pred p; mov.u32 t, %tid.x;
+        and.b32 l, t, 31; mov.u32 a, s; mad.lo.u32 a, l, 4, a; setp.ge.u32 p, t, 32; @p bra CONSUME;
+        mul.lo.u32 x, l, 9; st.shared.u32 [a], x; bar.arrive 3, 64; bra DONE;
+        CONSUME: bar.sync 3, 64; ld.shared.u32 x, [a]; ld.param.u64 q, [p0]; mul.wide.u32 o, l, 4; add.s64 q, q, o; st.global.u32 [q], x;
+        DONE:";
+    let out = run_clean(&kernel(1, body), Config::new(1, 64), &[vec![0; 128]]);
+    for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
+        assert_eq!(found, 9 * i as u32);
+    }
+}
+
+#[test]
+fn dynamic_shared_memory_follows_the_static_one() {
+    let body = ".shared .align 4 .b8 fixed[64]; .reg .b32 t, a, b, x; .reg .b64 q, o; mov.u32 t, %tid.x; mov.u32 a, more; mov.u32 b, fixed;
+        mad.lo.u32 a, t, 4, a; st.shared.u32 [a], t; bar.sync 0; ld.shared.u32 x, [a]; mov.u32 b, %dynamic_smem_size; add.u32 x, x, b;
+        ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let text = kernel(1, body).replacen(".visible", ".extern .shared .align 16 .b8 more[];\n.visible", 1);
+    let config = Config { dynamic_shared_bytes: 256, ..Config::new(1, 64) };
+    let out = run_clean(&text, config, &[vec![0; 256]]);
+    for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
+        assert_eq!(found, 256 + i as u32);
+    }
+}
+
+#[test]
+fn faults_that_do_not_stop_are_reported() {
+    let address = ".reg .b32 t, a, x, y; .reg .b64 q, o; .reg .pred p; mov.u32 t, %tid.x; ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o;";
+    let tile = ".shared .align 4 .b8 s[256]; mov.u32 a, s; mad.lo.u32 a, t, 4, a; xor.b32 y, t, 63; mov.u32 x, s; mad.lo.u32 y, y, 4, x;";
+    let faults = |body: &str| -> Vec<FaultKind> {
+        let text = kernel(1, &format!("{address}{body}"));
+        run(&text, Config::new(2, 64), &[bytes_of(&[0u32; 64])]).reports.iter().map(|r| r.kind).collect()
+    };
+    // A missing barrier between writing and reading what another warp wrote.
+    let race = faults(&format!("{tile} st.shared.u32 [a], t; ld.shared.u32 x, [y]; xor.b32 x, x, t;"));
+    assert!(
+        race.contains(&FaultKind::SharedRace) || race.contains(&FaultKind::UninitialisedShared),
+        "{race:?}"
+    );
+    assert_eq!(faults(&format!("{tile} ld.shared.u32 x, [y];")), [FaultKind::UninitialisedShared]);
+    assert_eq!(faults("st.global.u32 [q], t;"), [FaultKind::WriteConflict]);
+    assert_eq!(faults("red.global.add.u32 [q], t;"), []);
+    // A shuffle that names lanes which went elsewhere.
+    let absent =
+        faults("setp.lt.u32 p, t, 5; @p bra HERE; bra END; HERE: shfl.sync.bfly.b32 x, t, 1, 31, -1; END:");
+    assert!(absent.contains(&FaultKind::InactiveLane), "{absent:?}");
+}
