@@ -36,7 +36,7 @@ Examples:
 #[derive(Subcommand)]
 enum Command {
     /// Answer one question, streamed.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Hold a conversation.
     Chat(chat::Args),
     /// Answer many requests from a file, several at a time.
@@ -48,7 +48,7 @@ enum Command {
 /// Runs the command; the exit code is 0 if all went well.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Batch(args) => batch::run(args),
         Command::Plan(args) => plan::run(args),

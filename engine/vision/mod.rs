@@ -289,7 +289,7 @@ impl Processor {
     /// # Errors
     /// Those of [`Processor::target_size`].
     pub fn image(&self, rgb: Rgb8, options: &ImageOptions) -> Result<Visual> {
-        let frame = self.frame(rgb, options, Timings::default())?;
+        let frame = self.frame(1, rgb, options, Timings::default())?;
         self.visual(VisualKind::Image, vec![frame], "in memory")
     }
 
@@ -302,7 +302,7 @@ impl Processor {
     /// [`Error::Image`] if frames differ in size after the resize.
     pub fn video_frames(&self, frames: Vec<Rgb8>, options: &ImageOptions) -> Result<Visual> {
         let frames: Result<Vec<Frame>> =
-            frames.into_iter().map(|rgb| self.frame(rgb, options, Timings::default())).collect();
+            frames.into_iter().map(|rgb| self.frame(1, rgb, options, Timings::default())).collect();
         self.visual(VisualKind::Video, frames?, "in memory")
     }
 
@@ -316,10 +316,13 @@ impl Processor {
     pub fn load(&self, requests: &[VisualRequest], limits: &FetchLimits) -> Result<Vec<Visual>> {
         let jobs: Vec<(&ImageSource, &VisualRequest)> =
             requests.iter().flat_map(|r| r.sources.iter().map(move |s| (s, r))).collect();
+        // Processors that have no picture of their own help with the others.
+        let processors = std::thread::available_parallelism().map_or(1, |p| p.get());
+        let threads = processors / jobs.len().max(1);
         let mut loaded = in_parallel(jobs.len(), |i| {
             let (source, request) = jobs[i];
             match &request.file {
-                None => self.load_frame(source, &request.options, limits).map(Job::Frame),
+                None => self.load_frame(threads, source, &request.options, limits).map(Job::Frame),
                 Some(video) => self.load_file(source, &request.options, video).map(Job::File),
             }
         })?
@@ -363,12 +366,13 @@ impl Processor {
 
     fn load_frame(
         &self,
+        threads: usize,
         source: &ImageSource,
         options: &ImageOptions,
         limits: &FetchLimits,
     ) -> Result<Frame> {
         if let Some(rgb) = source.decoded() {
-            return self.frame(rgb.clone(), options, Timings::default());
+            return self.frame(threads, rgb.clone(), options, Timings::default());
         }
         let start = Instant::now();
         let bytes = source.fetch(limits)?;
@@ -376,14 +380,15 @@ impl Processor {
         let exif = options.exif_orientation.unwrap_or(self.exif_orientation);
         let rgb = decode::decode_oriented(&bytes, source.name(), exif)?;
         let timings = Timings { fetch: fetched - start, decode: fetched.elapsed(), resize: Duration::ZERO };
-        self.frame(rgb, options, timings)
+        self.frame(threads, rgb, options, timings)
     }
 
-    fn frame(&self, rgb: Rgb8, options: &ImageOptions, timings: Timings) -> Result<Frame> {
+    fn frame(&self, threads: usize, rgb: Rgb8, options: &ImageOptions, timings: Timings) -> Result<Frame> {
         let original = (rgb.width(), rgb.height());
         let (height, width) = self.target_size(original.0, original.1, options)?;
         let start = Instant::now();
-        let resized = if original == (width, height) { rgb } else { resize::resize(&rgb, width, height) };
+        let same = original == (width, height);
+        let resized = if same { rgb } else { resize::resize_on(threads, &rgb, width, height) };
         Ok(Frame { resized, original, timings: Timings { resize: start.elapsed(), ..timings } })
     }
 

@@ -4,29 +4,30 @@
 //! `normalize_coeffs_8bpc`), and for the order of passes the compiled `ImagingResample`.
 
 use super::decode::Rgb8;
+use crate::kernels::cpu::Isa;
+use crate::kernels::cpu::resample::{PRECISION_BITS, weighted_rows};
 
-/// Fractional bits of the fixed-point weights.
-const PRECISION_BITS: u32 = 22;
-/// Half of the last kept bit: adding it before the shift rounds to nearest.
-const ROUND: i32 = 1 << (PRECISION_BITS - 1);
 /// Radius of the bicubic kernel, in output pixels when reducing and in input pixels when enlarging.
 const RADIUS: f64 = 2.0;
-/// Rows that are filtered along x together.
-const STRIP_ROWS: usize = 8;
-/// Values whose sums are kept in registers while the taps go by.
-const LANES: usize = 24;
+/// Rows that are filtered along x together: whole blocks of the kernel.
+const STRIP_ROWS: usize = 16;
 
 /// `image` resized to `width` x `height`, both positive. A side that does not change is not filtered.
 pub fn resize(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
+    resize_on(1, image, width, height)
+}
+
+/// As [`resize`], on up to `threads` threads, with the same result.
+pub fn resize_on(threads: usize, image: &Rgb8, width: u32, height: u32) -> Rgb8 {
     let size = (image.width() as usize, image.height() as usize);
     let (out_width, out_height) = (width as usize, height as usize);
     let data = if vertical_first(size, (out_width, out_height)) {
-        let narrow = resize_height(image.data(), size.0, size.1, out_height);
-        resize_width(&narrow, size.0, out_width).unwrap_or(narrow)
+        let narrow = resize_height(threads, image.data(), size.0, size.1, out_height);
+        resize_width(threads, &narrow, size.0, out_width).unwrap_or(narrow)
     } else {
-        match resize_width(image.data(), size.0, out_width) {
-            Some(wide) => resize_height(&wide, out_width, size.1, out_height),
-            None => resize_height(image.data(), out_width, size.1, out_height),
+        match resize_width(threads, image.data(), size.0, out_width) {
+            Some(wide) => resize_height(threads, &wide, out_width, size.1, out_height),
+            None => resize_height(threads, image.data(), out_width, size.1, out_height),
         }
     };
     Rgb8::trusted(width, height, data)
@@ -42,12 +43,13 @@ fn vertical_first(input: (usize, usize), output: (usize, usize)) -> bool {
 }
 
 /// `data` (`[rows, width, 3]`) with other rows; a copy if the height does not change.
-fn resize_height(data: &[u8], width: usize, height: usize, out_height: usize) -> Vec<u8> {
+fn resize_height(threads: usize, data: &[u8], width: usize, height: usize, out_height: usize) -> Vec<u8> {
     if height == out_height {
         return data.to_vec();
     }
-    let mut out = vec![0; out_height * width * 3];
-    filter(data, width * 3, &Taps::new(height, out_height), &mut out);
+    let (row, taps) = (width * 3, Taps::new(height, out_height));
+    let mut out = vec![0; out_height * row];
+    in_parts(threads, &mut out, row, |first, out| filter(data, row, &taps, first, out));
     out
 }
 
@@ -55,7 +57,7 @@ fn resize_height(data: &[u8], width: usize, height: usize, out_height: usize) ->
 ///
 /// A strip of rows is transposed so that pixel `x` of all its rows lies together; filtering along x
 /// is then the same as filtering along y, with an inner loop over contiguous values.
-fn resize_width(data: &[u8], width: usize, out_width: usize) -> Option<Vec<u8>> {
+fn resize_width(threads: usize, data: &[u8], width: usize, out_width: usize) -> Option<Vec<u8>> {
     const ROW: usize = 3 * STRIP_ROWS;
     if width == out_width {
         return None;
@@ -63,23 +65,41 @@ fn resize_width(data: &[u8], width: usize, out_width: usize) -> Option<Vec<u8>> 
     let columns = Taps::new(width, out_width);
     let rows = data.len() / (width * 3);
     let mut out = vec![0; rows * out_width * 3];
-    let mut strip = vec![0; width * ROW];
-    let mut filtered = vec![0; out_width * ROW];
-    let strips = data.chunks(width * 3 * STRIP_ROWS).zip(out.chunks_mut(out_width * 3 * STRIP_ROWS));
-    for (data, out) in strips {
-        for (r, row) in data.chunks_exact(width * 3).enumerate() {
-            for (to, from) in strip.chunks_exact_mut(ROW).zip(row.chunks_exact(3)) {
-                to[r * 3..r * 3 + 3].copy_from_slice(from);
+    in_parts(threads, &mut out, out_width * 3, |first, out| {
+        let mut strip = vec![0; width * ROW];
+        let mut filtered = vec![0; out_width * ROW];
+        let data = &data[first * width * 3..][..out.len() / out_width * width];
+        let strips = data.chunks(width * 3 * STRIP_ROWS).zip(out.chunks_mut(out_width * 3 * STRIP_ROWS));
+        for (data, out) in strips {
+            for (r, row) in data.chunks_exact(width * 3).enumerate() {
+                for (to, from) in strip.as_chunks_mut::<ROW>().0.iter_mut().zip(row.as_chunks::<3>().0) {
+                    to[r * 3..r * 3 + 3].copy_from_slice(from);
+                }
+            }
+            filter(&strip, ROW, &columns, 0, &mut filtered);
+            for (r, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
+                for (to, from) in row.as_chunks_mut::<3>().0.iter_mut().zip(filtered.as_chunks::<ROW>().0) {
+                    to.copy_from_slice(&from[r * 3..r * 3 + 3]);
+                }
             }
         }
-        filter(&strip, ROW, &columns, &mut filtered);
-        for (r, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
-            for (to, from) in row.chunks_exact_mut(3).zip(filtered.chunks_exact(ROW)) {
-                to.copy_from_slice(&from[r * 3..r * 3 + 3]);
-            }
-        }
-    }
+    });
     Some(out)
+}
+
+/// Rows of `row` values of `out`, in as many parts as there are threads; `work` is told its first row.
+fn in_parts(threads: usize, out: &mut [u8], row: usize, work: impl Fn(usize, &mut [u8]) + Sync) {
+    let rows = out.len() / row;
+    let part = rows.div_ceil(threads.max(1)).next_multiple_of(STRIP_ROWS);
+    if part >= rows {
+        return work(0, out);
+    }
+    std::thread::scope(|scope| {
+        for (i, out) in out.chunks_mut(part * row).enumerate() {
+            let work = &work;
+            scope.spawn(move || work(i * part, out));
+        }
+    });
 }
 
 /// Which inputs an output is made of, along one side.
@@ -137,40 +157,20 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Makes every row of `out` from the rows of `source` that its taps name, `row` values each.
-///
-/// Sums fit in i32: the weights of one output have absolute values that add up to less than
-/// 1.7 * 2^22, and a value is at most 255.
-fn filter(source: &[u8], row: usize, taps: &Taps, out: &mut [u8]) {
+/// Makes every row of `out`, of which the first is row `first` of the result, from the rows of `source`
+/// that its taps name, `row` values each.
+fn filter(source: &[u8], row: usize, taps: &Taps, first: usize, out: &mut [u8]) {
+    let isa = Isa::detect();
     for (i, out) in out.chunks_exact_mut(row).enumerate() {
-        let (lo, weights) = taps.output(i);
-        let rows = &source[lo * row..][..weights.len() * row];
-        let mut blocks = out.chunks_exact_mut(LANES);
-        for (b, out) in blocks.by_ref().enumerate() {
-            let mut sums = [ROUND; LANES];
-            for (k, weight) in weights.iter().enumerate() {
-                let from: &[u8; LANES] =
-                    rows[k * row + b * LANES..][..LANES].try_into().expect("LANES values");
-                for (sum, value) in sums.iter_mut().zip(from) {
-                    *sum += weight * i32::from(*value);
-                }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
-            }
-        }
-        let rest = row - row % LANES;
-        for (x, out) in (rest..).zip(blocks.into_remainder()) {
-            let sum: i32 =
-                weights.iter().zip(rows.iter().skip(x).step_by(row)).map(|(w, v)| w * i32::from(*v)).sum();
-            *out = ((sum + ROUND) >> PRECISION_BITS).clamp(0, 255) as u8;
-        }
+        let (lo, weights) = taps.output(first + i);
+        weighted_rows(isa, &source[lo * row..][..weights.len() * row], weights, out);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::cpu::resample::ROUND;
 
     /// The definition, one output value at a time, in i64.
     fn reference(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
@@ -221,11 +221,23 @@ mod tests {
 
     #[test]
     fn resize_equals_its_definition() {
-        for (w, h, ow, oh) in
-            [(1, 1, 28, 28), (37, 23, 28, 56), (64, 9, 28, 28), (28, 90, 28, 28), (90, 28, 28, 28)]
-        {
+        for (w, h, ow, oh) in [
+            (1, 1, 28, 28),
+            (37, 23, 28, 56),
+            (64, 9, 28, 28),
+            (28, 90, 28, 28),
+            (90, 28, 28, 28),
+            (61, 150, 5, 61),
+        ] {
             let image = extremes(w, h);
-            assert_eq!(resize(&image, ow, oh), reference(&image, ow, oh), "{w}x{h} to {ow}x{oh}");
+            let expected = reference(&image, ow, oh);
+            for threads in [1, 2, 5] {
+                assert_eq!(
+                    resize_on(threads, &image, ow, oh),
+                    expected,
+                    "{w}x{h} to {ow}x{oh}, {threads} threads"
+                );
+            }
         }
     }
 

@@ -21,6 +21,7 @@ pub mod order;
 pub mod peak;
 pub mod pointwise;
 pub mod pool;
+pub mod resample;
 pub mod rope;
 pub mod rounded;
 mod shared;
@@ -45,7 +46,8 @@ enum Level {
 impl Isa {
     /// The best one.
     pub fn detect() -> Isa {
-        *Isa::available().last().expect("the portable one is always there")
+        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| *Isa::available().last().expect("the portable one is always there"))
     }
 
     /// All of them, the best one last. The first is plain Rust.

@@ -187,13 +187,8 @@ fn read_ppm(out: &mut impl BufRead) -> Result<Option<Rgb8>, String> {
         |out: &mut dyn BufRead| out.read_exact(&mut byte).map(|()| byte[0]).map_err(|e| e.to_string());
     next(out)?;
     for number in &mut header {
-        loop {
-            match next(out)? {
-                digit @ b'0'..=b'9' => {
-                    *number = number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
-                }
-                _ => break,
-            }
+        while let digit @ b'0'..=b'9' = next(out)? {
+            *number = number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
         }
     }
     let [width, height, _] = header;
