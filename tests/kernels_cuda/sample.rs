@@ -1,6 +1,5 @@
 //! sample, beside the sampler of the host.
 
-
 use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
 
@@ -39,7 +38,8 @@ fn device(rows: &[Row]) -> Vec<u32> {
     }
     let (logits, history, params) = (Buffer::of(&logits), Buffer::of(&history), Buffer::of(&params));
     let (scores, tokens) = (Buffer::poisoned(rows.len() * vocab * 4), Buffer::poisoned(rows.len() * 4));
-    let (best, arrivals) = (Buffer::poisoned(best_len(rows.len(), vocab) * 8), Buffer::zeroed(rows.len() * 4));
+    let (best, arrivals) =
+        (Buffer::poisoned(best_len(rows.len(), vocab) * 8), Buffer::zeroed(rows.len() * 4));
     let stream = gpu().stream();
     let s = Sample {
         logits: logits.at,
@@ -119,6 +119,7 @@ fn unusable_logits_give_no_token() {
     let greedy = SamplingParams::default();
     let row = |logits: &[f32]| Row { logits: logits.to_vec(), history: vec![], params: greedy, position: 0 };
     let (inf, nan) = (f32::INFINITY, f32::NAN);
-    let rows = [row(&[1.0, nan, 0.0]), row(&[1.0, inf, 0.0]), row(&[-inf, -inf, -inf]), row(&[-inf, -5.0, -inf])];
+    let rows =
+        [row(&[1.0, nan, 0.0]), row(&[1.0, inf, 0.0]), row(&[-inf, -inf, -inf]), row(&[-inf, -5.0, -inf])];
     assert_eq!(device(&rows), [NO_TOKEN, NO_TOKEN, NO_TOKEN, 1]);
 }
