@@ -186,6 +186,9 @@ impl Kernels {
             format!("{} sequences of up to {} keys", a.n_seqs, a.max_keys)
         })?;
         let max_chunks = a.max_keys.div_ceil(a.chunk_tokens) as u32;
+        check("paged_attn", max_chunks as usize <= SUPER * SUPER, || {
+            format!("{max_chunks} chunks of {} keys: at most {}", a.chunk_tokens, SUPER * SUPER)
+        })?;
         let p = abi::QwenvlDecodeAttention {
             q: a.q as *const c_void,
             out: a.out as *mut c_void,

@@ -3,13 +3,13 @@
 //         for P·V, its sum is not
 // order   the context is cut into chunks of `chunk_tokens` at absolute positions (the plan's constant). In a chunk
 //         warp w takes tokens 16w … 16w + 15 of each 64 in ascending order; four warps join in order; 16 chunks join
-//         in order, then those in order. Nothing depends on the batch.
+//         (outputs in order, sums by a fixed tree), then up to 16 of those. Nothing depends on the batch.
 // layout  keys as the A operand (16 tokens x 16 channels), the group's queries as B: 8 columns for 6, 7 or 8 heads.
 //         P is transposed in registers for Oᵀ = Vᵀ P. Shared memory: chunk c of row r at c ^ (r & 7).
 // launch  grid = (max_chunks, kv_heads, n_seqs), surplus blocks leave; 128 threads, 64 KiB: two stages of 64 tokens,
 //         2 blocks per SM. A warp copies what it reads: no barrier until the chunk ends.
 //         The last block of 16 chunks to finish joins them, the last of those joins the rest: nobody waits.
-// needs   heads of 128; at most 8 query heads per key head; lengths and page tables are read from device memory
+// needs   heads of 128; at most 8 query heads per key head, at most 256 chunks; lengths and page tables are read from device memory
 // bytes   512 per token and key head; partial sums 3 % of that
 // target  ≥ 85 % of 1.80 TB/s at 4k tokens
 // source  this project's
@@ -18,6 +18,7 @@
 constexpr u32 D = 128, TILE = 64, DECODE_THREADS = 128, STAGES = 2, SUPER = 16, MAX_GROUP = 8;
 constexpr u32 ROW_BYTES = D * 2, STAGE_BYTES = 2 * TILE * ROW_BYTES;
 constexpr u32 DECODE_SMEM_BYTES = STAGES * STAGE_BYTES;
+static_assert(MAX_GROUP * SUPER == DECODE_THREADS, "a thread for each head and result of a join");
 
 template <class T> struct PagedAttention {
     const QwenvlDecodeAttention &p;
@@ -65,24 +66,47 @@ template <class T> struct PagedAttention {
         return p.partials + at * p.group * (D + 2);
     }
 
-    // Joins `count` results, `stride` slots apart, in order; thread d has channel d. Gives them in `o`.
+    // Joins up to 16 results, `stride` slots apart; thread d has channel d. Factors and sums first, a thread for each
+    // head and result (sums by a fixed tree), so that the loads of the outputs wait for nothing.
     __device__ __forceinline__ void fold(u32 first, u32 count, u32 stride, float (&m)[MAX_GROUP], float (&l)[MAX_GROUP],
                                          float (&o)[MAX_GROUP]) const {
+        float *factor_of = reinterpret_cast<float *>(smem) + 32; // [8 heads, 16]
+        float *m_of = factor_of + MAX_GROUP * SUPER, *l_of = m_of + MAX_GROUP;
+        u32 mine = threadIdx.x / SUPER, result = threadIdx.x % SUPER;
+        bool there = mine < p.group && result < count;
+        const float *from = slot(first + (there ? result : 0) * stride) + (there ? mine : 0) * (D + 2);
+        float score = there ? __ldcg(from) : -INFINITY, sum = there ? __ldcg(from + 1) : 0.0f;
+        float largest = score;
+#pragma unroll
+        for (int lanes = 1; lanes < static_cast<int>(SUPER); lanes *= 2) {
+            largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+        }
+        float factor = there ? ptx::exp2((score - largest) * p.scale_log2) : 0.0f;
+        sum *= factor;
+#pragma unroll
+        for (int lanes = 1; lanes < static_cast<int>(SUPER); lanes *= 2) {
+            sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+        }
+        __syncthreads();
+        factor_of[threadIdx.x] = factor;
+        if (result == 0) {
+            m_of[mine] = largest;
+            l_of[mine] = sum;
+        }
+        __syncthreads();
 #pragma unroll
         for (u32 head = 0; head < MAX_GROUP; head++) {
-            if (head >= p.group) {
-                break;
-            }
-            m[head] = -INFINITY;
-            for (u32 i = 0; i < count; i++) {
-                m[head] = fmaxf(m[head], __ldcg(slot(first + i * stride) + head * (D + 2)));
-            }
-            l[head] = o[head] = 0.0f;
-            for (u32 i = 0; i < count; i++) {
-                const float *from = slot(first + i * stride) + head * (D + 2);
-                float factor = ptx::exp2((__ldcg(from) - m[head]) * p.scale_log2);
-                l[head] = __fmaf_rn(factor, __ldcg(from + 1), l[head]);
-                o[head] = __fmaf_rn(factor, __ldcg(from + 2 + threadIdx.x), o[head]);
+            m[head] = m_of[head];
+            l[head] = l_of[head];
+            o[head] = 0.0f;
+        }
+#pragma unroll 4
+        for (u32 i = 0; i < count; i++) {
+            const float *output = slot(first + i * stride) + 2 + threadIdx.x;
+#pragma unroll
+            for (u32 head = 0; head < MAX_GROUP; head++) {
+                float x = __ldcg(output + min(head, p.group - 1) * (D + 2));
+                o[head] = __fmaf_rn(factor_of[head * SUPER + i], x, o[head]);
             }
         }
     }
