@@ -90,7 +90,16 @@ mod cuda {
             );
         }
 
-        fn linear(&self, name: &str, kind: WeightKind, regime: Regime, m: usize, n: usize, k: usize, what: What) {
+        fn linear(
+            &self,
+            name: &str,
+            kind: WeightKind,
+            regime: Regime,
+            m: usize,
+            n: usize,
+            k: usize,
+            what: What,
+        ) {
             if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) {
                 return;
             }
@@ -168,7 +177,9 @@ mod cuda {
         use Regime::{Prefill, SmallM};
         use WeightKind::{Dense, Int4, Int8};
         for m in [1, 16] {
-            for (model, h, kv, f) in [("72b", 8192, 1024, 29696), ("7b", 3584, 512, 18944), ("2b", 1536, 256, 8960)] {
+            for (model, h, kv, f) in
+                [("72b", 8192, 1024, 29696), ("7b", 3584, 512, 18944), ("2b", 1536, 256, 8960)]
+            {
                 for (kind, bits) in [(Int4, "int4"), (Int8, "int8"), (Dense, "bf16")] {
                     if model == "72b" && kind != Int4 {
                         continue;

@@ -8,10 +8,10 @@ use cudarc::driver::CudaStream;
 use super::linear::Kv;
 use super::{Address, Half, Kernels, Result, abi, check};
 
-/// A sequence on the device: its rows, and for the decoder the keys before them and its page table.
-pub use super::abi::QwenvlSequence as Sequence;
 /// A tile of query rows on the device.
 pub use super::abi::QwenvlAttentionTile as Tile;
+/// A sequence on the device: its rows, and for the decoder the keys before them and its page table.
+pub use super::abi::QwenvlSequence as Sequence;
 
 /// Query rows of a tile.
 pub const TILE_ROWS: usize = 128;
@@ -176,9 +176,11 @@ impl Kernels {
     pub unsafe fn paged_attention(&self, stream: &CudaStream, a: &PagedAttention) -> Result<()> {
         let heads = a.kv.heads;
         check("paged_attn", heads.head_dim == 128, || format!("heads of {}", heads.head_dim))?;
-        check("paged_attn", heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8, || {
-            format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads)
-        })?;
+        check(
+            "paged_attn",
+            heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8,
+            || format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads),
+        )?;
         check("paged_attn", a.chunk_tokens > 0 && a.chunk_tokens % 64 == 0, || {
             format!("chunks of {} keys must be a multiple of 64", a.chunk_tokens)
         })?;

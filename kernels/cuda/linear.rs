@@ -4,8 +4,8 @@ use std::ffi::c_void;
 use std::ptr;
 
 use cudarc::driver::CudaStream;
-use qwenvl_graph::op::{Heads, MRope, VisionRope};
 use qwenvl_graph::Activation;
+use qwenvl_graph::op::{Heads, MRope, VisionRope};
 
 use super::{Address, Half, Kernels, Result, abi, check};
 
@@ -278,7 +278,9 @@ impl Kernels {
             _ => half,
         };
         check(kernel, half == expected, || format!("rows paired by {half}, the epilogue needs {expected}"))?;
-        check(kernel, l.n % 8 == 0 && l.out % 16 == 0, || format!("n {} and out must be multiples of 8", l.n))?;
+        check(kernel, l.n % 8 == 0 && l.out % 16 == 0, || {
+            format!("n {} and out must be multiples of 8", l.n)
+        })?;
         check(kernel, half == 0 || (half % 8 == 0 && l.n % (2 * half as usize) == 0), || {
             format!("{} outputs in heads of 2 · {half}", l.n)
         })?;

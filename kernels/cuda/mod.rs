@@ -177,12 +177,8 @@ impl Kernels {
             "asking for the multiprocessors",
             context.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
         )? as u32;
-        let mut kernels = Kernels {
-            context: context.clone(),
-            modules: Vec::new(),
-            functions: HashMap::new(),
-            sm_count,
-        };
+        let mut kernels =
+            Kernels { context: context.clone(), modules: Vec::new(), functions: HashMap::new(), sm_count };
         for image in IMAGES {
             kernels.load_image(image)?;
         }
@@ -195,7 +191,9 @@ impl Kernels {
             result::module::load_data(image.bytes.as_ptr().cast())
         })?;
         self.modules.push(module);
-        for resources in image.resources.iter().filter(|r| Some(r.arch) == image.resources.first().map(|f| f.arch)) {
+        for resources in
+            image.resources.iter().filter(|r| Some(r.arch) == image.resources.first().map(|f| f.arch))
+        {
             let name = resources.kernel;
             let c_name = |suffix: &str| CString::new(format!("{name}{suffix}")).expect("a name without NUL");
             // SAFETY: the module was just loaded.

@@ -100,13 +100,24 @@ template <class T> struct PagedAttention {
             l[head] = l_of[head];
             o[head] = 0.0f;
         }
-#pragma unroll 4
-        for (u32 i = 0; i < count; i++) {
-            const float *output = slot(first + i * stride) + 2 + threadIdx.x;
+        // Four results at a time, all loads before the first use. Those beyond the last have the factor zero.
+#pragma unroll 1
+        for (u32 i = 0; i < count; i += 4) {
+            float x[4][MAX_GROUP];
 #pragma unroll
-            for (u32 head = 0; head < MAX_GROUP; head++) {
-                float x = __ldcg(output + min(head, p.group - 1) * (D + 2));
-                o[head] = __fmaf_rn(factor_of[head * SUPER + i], x, o[head]);
+            for (u32 j = 0; j < 4; j++) {
+                const float *output = slot(first + min(i + j, count - 1) * stride) + 2 + threadIdx.x;
+#pragma unroll
+                for (u32 head = 0; head < MAX_GROUP; head++) {
+                    x[j][head] = __ldcg(output + min(head, p.group - 1) * (D + 2));
+                }
+            }
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+#pragma unroll
+                for (u32 head = 0; head < MAX_GROUP; head++) {
+                    o[head] = __fmaf_rn(factor_of[head * SUPER + i + j], x[j][head], o[head]);
+                }
             }
         }
     }

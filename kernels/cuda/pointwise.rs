@@ -72,7 +72,9 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Pointwise`] says; indices are in range.
     pub unsafe fn pointwise(&self, stream: &CudaStream, c: &Pointwise) -> Result<()> {
-        check("pointwise", c.rows > 0 && c.cols % 2 == 0, || format!("{} rows of {} columns", c.rows, c.cols))?;
+        check("pointwise", c.rows > 0 && c.cols % 2 == 0, || {
+            format!("{} rows of {} columns", c.rows, c.cols)
+        })?;
         let mut p = abi::QwenvlPointwise {
             x: c.x as *const c_void,
             out: c.out as *mut c_void,

@@ -14,7 +14,16 @@ use crate::gpu::*;
 
 /// Scores err by a chain of d, weights by e to that and by their rounding to T, sums by a chain of the keys, the result
 /// by its rounding. `size` bounds the values.
-fn check(half: Half, found: &[u16], expected: &[f64], d: usize, keys: usize, score: f64, size: f64, what: &str) {
+fn check(
+    half: Half,
+    found: &[u16],
+    expected: &[f64],
+    d: usize,
+    keys: usize,
+    score: f64,
+    size: f64,
+    what: &str,
+) {
     let (relative, absolute) = rounding(half);
     let weights = relative + absolute + 4.0 * (2.0 * (d as f64) * score + keys as f64 + 64.0) * F32_EPS;
     for (c, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -38,7 +47,8 @@ fn vision(half: Half, qkv: &[u16], lengths: &[usize], heads: usize) -> Vec<u16> 
         first += rows as u32;
     }
     let tiles = attention::tiles(&sequences, heads, 1);
-    let (qkv, at, tiles_at) = (Buffer::of(qkv), Buffer::of(&words(&sequences)), Buffer::of(&tile_words(&tiles)));
+    let (qkv, at, tiles_at) =
+        (Buffer::of(qkv), Buffer::of(&words(&sequences)), Buffer::of(&tile_words(&tiles)));
     let out = Buffer::poisoned(first as usize * heads * D * 2);
     let stream = gpu().stream();
     let a = FlashAttention {
@@ -87,7 +97,8 @@ fn vision_attention_matches_float64_and_never_crosses_sequences() {
                 }
             }
             // Alone, and beside sequences of NaN: the same bits.
-            let alone = vision(half, &qkv[first * 3 * heads * D..(first + len) * 3 * heads * D], &[len], heads);
+            let alone =
+                vision(half, &qkv[first * 3 * heads * D..(first + len) * 3 * heads * D], &[len], heads);
             assert_eq!(out[first * heads * D..(first + len) * heads * D], alone, "{half:?} {len} alone");
             first += len;
         }
@@ -198,8 +209,18 @@ impl Case {
             };
             let values_of = rows(v);
             let size = values_of.iter().map(|v| largest(v)).fold(0.0, f64::max);
-            let expected = r::attention(&values(self.half, &q[(t * n + head) * 128..][..128]), &rows(k), &values_of);
-            check(self.half, &found[head * 128..][..128], &expected, 128, t + 1, 8.0, size, &format!("{what} head {head}"));
+            let expected =
+                r::attention(&values(self.half, &q[(t * n + head) * 128..][..128]), &rows(k), &values_of);
+            check(
+                self.half,
+                &found[head * 128..][..128],
+                &expected,
+                128,
+                t + 1,
+                8.0,
+                size,
+                &format!("{what} head {head}"),
+            );
         }
     }
 
@@ -216,7 +237,8 @@ impl Case {
             });
             q.extend(&self.rows[sequence][0][from * width..to * width]);
         }
-        let tiles = attention::tiles(&sequences, self.heads.n_kv_heads, self.heads.n_heads / self.heads.n_kv_heads);
+        let tiles =
+            attention::tiles(&sequences, self.heads.n_kv_heads, self.heads.n_heads / self.heads.n_kv_heads);
         let out = Buffer::poisoned(q.len() * 2);
         let (q, kv, table) = (Buffer::of(&q), Buffer::of(&self.pages.data), Buffer::of(&self.table));
         let (at, tiles_at) = (Buffer::of(&words(&sequences)), Buffer::of(&tile_words(&tiles)));
@@ -323,7 +345,8 @@ fn decode_attention_matches_float64_at_every_boundary() {
                         assert!(found.iter().all(|v| *v == 0xffff), "padding is written");
                         continue;
                     };
-                    let what = format!("{half:?} {n_heads}/{n_kv_heads} {} keys, chunks of {chunk}", lengths[s]);
+                    let what =
+                        format!("{half:?} {n_heads}/{n_kv_heads} {} keys, chunks of {chunk}", lengths[s]);
                     case.check(s, lengths[s] - 1, found, &what);
                     // Alone, and in a grid for longer contexts: the same bits.
                     assert_eq!(case.decode(&[Some(s)], chunk, 2048), found, "{what}, alone");

@@ -132,7 +132,11 @@ fn repacking_keeps_every_weight_in_every_format_and_row_order() {
                 for n in 0..packed.n {
                     for l in 0..k {
                         let found = matrix_weight(&bytes, packed.kind, half, order, k, n, l);
-                        assert_eq!(found, packed.weights[n * k + l], "{format:?} {order:?} [{n}, {l}] of {ns:?}x{k}");
+                        assert_eq!(
+                            found,
+                            packed.weights[n * k + l],
+                            "{format:?} {order:?} [{n}, {l}] of {ns:?}x{k}"
+                        );
                     }
                 }
             }
@@ -250,15 +254,26 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
                     alone.extend(run(Regime::SmallM, i..i + 1));
                 }
                 for m in [2, 7, 8, 9, 16, 17, 31, 32, 33] {
-                    assert_eq!(run(Regime::SmallM, 0..m), alone[..m * n], "{format:?} {half:?} m={m} runs={n_runs}");
+                    assert_eq!(
+                        run(Regime::SmallM, 0..m),
+                        alone[..m * n],
+                        "{format:?} {half:?} m={m} runs={n_runs}"
+                    );
                 }
                 let prefill = run(Regime::Prefill, 0..most);
                 for rows in [0..1, 5..22, 30..95] {
                     let (from, to) = (rows.start * n, rows.end * n);
-                    assert_eq!(run(Regime::Prefill, rows.clone()), prefill[from..to], "{format:?} {half:?} {rows:?}");
+                    assert_eq!(
+                        run(Regime::Prefill, rows.clone()),
+                        prefill[from..to],
+                        "{format:?} {half:?} {rows:?}"
+                    );
                 }
                 if !matches!(format, Format::Dense(_)) {
-                    assert!(prefill[..33 * n] == alone[..], "{format:?} {half:?}: prefill and small m differ");
+                    assert!(
+                        prefill[..33 * n] == alone[..],
+                        "{format:?} {half:?}: prefill and small m differ"
+                    );
                 }
             }
         }
@@ -377,7 +392,13 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
                         + gate.abs() * b
                         + POINTWISE * (1.0 + gate.abs()) * gate.abs() * up.abs()
                         + 1e-7 * gate.abs() * up.abs();
-                    check_rounded(half, found, r::silu(gate) * up, error, &format!("{format:?} {half:?} {at}"));
+                    check_rounded(
+                        half,
+                        found,
+                        r::silu(gate) * up,
+                        error,
+                        &format!("{format:?} {half:?} {at}"),
+                    );
                 }
             }
         }
@@ -398,7 +419,8 @@ fn vision_rope_turns_the_first_two_thirds() {
         let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
         let pairs = RopePairs::Vision(VisionRope { n_heads: heads, head_dim: d });
         let rope = Rope { angles: table.at, positions: at.at, pairs };
-        let launch = Launch { half, regime: Regime::Prefill, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
+        let launch =
+            Launch { half, regime: Regime::Prefill, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
         let x = normals(&mut rng, half, m * k);
         let out = Buffer::poisoned(m * n * 2);
         launch.run(&x, m, Finish::VisionRope(rope), &out);
@@ -408,14 +430,19 @@ fn vision_rope_turns_the_first_two_thirds() {
             for head in 0..3 * heads {
                 let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
                 let row: Vec<f64> = (0..d).map(y).collect();
-                let turns: Vec<f64> = (0..d / 2)
-                    .map(|j| angles[positions[2 * i + j / 20] as usize * 20 + j % 20])
-                    .collect();
+                let turns: Vec<f64> =
+                    (0..d / 2).map(|j| angles[positions[2 * i + j / 20] as usize * 20 + j % 20]).collect();
                 let expected = if head < 2 * heads { r::rotate(&row, &turns) } else { row };
                 let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
                 for c in 0..d {
                     let error = 2.0 * bound(k, 1) * size + 8.0 * F32_EPS * size;
-                    check_rounded(half, out[i * n + head * d + c], expected[c], error, &format!("{half:?} {i} {head} {c}"));
+                    check_rounded(
+                        half,
+                        out[i * n + head * d + c],
+                        expected[c],
+                        error,
+                        &format!("{half:?} {i} {head} {c}"),
+                    );
                 }
             }
         }
@@ -440,7 +467,8 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                 let (table, angles) = angle_table(&mut rng, 90, d / 2);
                 let positions: Vec<u32> = (0..3 * m).map(|_| rng.below(90) as u32).collect();
                 // Any slots, all different; one row is padding.
-                let mut slots: Vec<u32> = (0..m as u32).map(|i| (i * 83 + 17) % (64 * pages as u32)).collect();
+                let mut slots: Vec<u32> =
+                    (0..m as u32).map(|i| (i * 83 + 17) % (64 * pages as u32)).collect();
                 slots[2] = u32::MAX;
                 let bias = rng.normals(n);
                 let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
@@ -466,13 +494,22 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                     for head in 0..n_heads + 2 * n_kv_heads {
                         let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
                         let row: Vec<f64> = (0..d).map(y).collect();
-                        let axis = |j: usize| if j < 16 { 0 } else if j < 40 { 1 } else { 2 };
+                        let axis = |j: usize| {
+                            if j < 16 {
+                                0
+                            } else if j < 40 {
+                                1
+                            } else {
+                                2
+                            }
+                        };
                         let turns: Vec<f64> = (0..d / 2)
                             .map(|j| angles[positions[3 * i + axis(j)] as usize * (d / 2) + j])
                             .collect();
                         let value_head = head >= n_heads + n_kv_heads;
                         let expected = if value_head { row } else { r::rotate(&row, &turns) };
-                        let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
+                        let size: f64 =
+                            (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
                         let error = 2.0 * bound(k, 4) * size + 8.0 * F32_EPS * size;
                         for c in 0..d {
                             let found = if head < n_heads {

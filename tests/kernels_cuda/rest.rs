@@ -52,7 +52,13 @@ fn norms_match_their_formulas() {
                             for (c, e) in expected.iter().enumerate() {
                                 // Two roundings to T: before and after the weight.
                                 let error = (rounding(half).0 + sum_error) * e.abs() + rounding(half).1 * 4.0;
-                                check_rounded(half, out[i * cols + c], *e, error, &format!("rms {cols} {i} {c}"));
+                                check_rounded(
+                                    half,
+                                    out[i * cols + c],
+                                    *e,
+                                    error,
+                                    &format!("rms {cols} {i} {c}"),
+                                );
                             }
                         }
                         NormKind::Layer(_) => {
@@ -63,7 +69,13 @@ fn norms_match_their_formulas() {
                             for (c, e) in expected.iter().enumerate() {
                                 let size = largest / variance.sqrt() * f64::from(weight[c]).abs();
                                 let error = 3.0 * sum_error * (size + f64::from(bias[c]).abs());
-                                check_rounded(half, out[i * cols + c], *e, error, &format!("layer {cols} {i} {c}"));
+                                check_rounded(
+                                    half,
+                                    out[i * cols + c],
+                                    *e,
+                                    error,
+                                    &format!("layer {cols} {i} {c}"),
+                                );
                             }
                         }
                     }
@@ -155,7 +167,9 @@ fn patches_come_in_merged_order_from_both_frames() {
     let table: Vec<f32> = rng.normals(768);
     let frames: Vec<[Vec<u8>; 2]> = grids
         .iter()
-        .map(|(h, w)| std::array::from_fn(|_| (0..h * w * patch * patch * 3).map(|_| rng.next() as u8).collect()))
+        .map(|(h, w)| {
+            std::array::from_fn(|_| (0..h * w * patch * patch * 3).map(|_| rng.next() as u8).collect())
+        })
         .collect();
     let buffers: Vec<[Buffer; 2]> = frames.iter().map(|f| [Buffer::of(&f[0]), Buffer::of(&f[1])]).collect();
     let mut slices = Vec::new();
@@ -270,7 +284,15 @@ fn unfused_steps_match_float64() {
         run(PointwiseOp::Rotate { rope, n_rotated: d }, &x_at, rows, &out);
         let found: Vec<u16> = out.read(&stream);
         for i in 0..rows {
-            let axis = |j: usize| if j < 16 { 0 } else if j < 40 { 1 } else { 2 };
+            let axis = |j: usize| {
+                if j < 16 {
+                    0
+                } else if j < 40 {
+                    1
+                } else {
+                    2
+                }
+            };
             let turns: Vec<f64> =
                 (0..64).map(|j| angles[positions[3 * i + axis(j)] as usize * 64 + j]).collect();
             let expected = r::rotate(&xs[i * cols..][..d], &turns);

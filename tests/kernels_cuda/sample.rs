@@ -115,6 +115,7 @@ fn unusable_logits_give_no_token() {
     let greedy = SamplingParams::default();
     let row = |logits: &[f32]| Row { logits: logits.to_vec(), history: vec![], params: greedy, position: 0 };
     let (inf, nan) = (f32::INFINITY, f32::NAN);
-    let rows = [row(&[1.0, nan, 0.0]), row(&[1.0, inf, 0.0]), row(&[-inf, -inf, -inf]), row(&[-inf, -5.0, -inf])];
+    let rows =
+        [row(&[1.0, nan, 0.0]), row(&[1.0, inf, 0.0]), row(&[-inf, -inf, -inf]), row(&[-inf, -5.0, -inf])];
     assert_eq!(device(&rows), [NO_TOKEN, NO_TOKEN, NO_TOKEN, 1]);
 }
