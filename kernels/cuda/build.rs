@@ -70,7 +70,8 @@ fn fail(message: &str) -> ! {
 
 fn archs() -> Vec<String> {
     let list = env::var("QWENVL_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
-    let archs: Vec<String> = list.split(',').map(|a| a.trim().trim_start_matches("sm_").to_string()).collect();
+    let archs: Vec<String> =
+        list.split(',').map(|a| a.trim().trim_start_matches("sm_").to_string()).collect();
     for arch in &archs {
         if !arch.parse::<u32>().is_ok_and(|n| n >= 80) {
             fail(&format!("QWENVL_CUDA_ARCHS: {arch:?} is no architecture from 80 on; write e.g. 80,90"));
@@ -131,9 +132,8 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
 }
 
 fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, log: &Path, archs: &[String]) {
-    let mut args: Vec<OsString> = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "-o"]
-        .map(OsString::from)
-        .to_vec();
+    let mut args: Vec<OsString> =
+        ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "-o"].map(OsString::from).to_vec();
     args.extend([image.into(), source.into()]);
     for arch in archs {
         args.extend(["-gencode".into(), format!("arch=compute_{arch},code=sm_{arch}").into()]);
