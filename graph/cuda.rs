@@ -21,7 +21,7 @@ pub const DECODE_CHUNK_TOKENS: usize = 256;
 pub const DECODE_SUPER_CHUNKS: usize = 16;
 /// Query rows of a prefill or vision attention task.
 pub const ATTENTION_ROWS: usize = 128;
-/// Batch sizes that decode graphs are made for.
+/// Batch sizes that decode graphs are made for, up to the plan's own.
 pub const BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Patches that run at a time through the row-by-row steps of the vision tower.
 pub const TILE_PATCHES: usize = 8192;
@@ -40,11 +40,6 @@ pub fn matrix_bytes(n: usize, k: usize, format: WeightFormat) -> u64 {
 /// multiprocessor, fixed for the device so that sums do not depend on the batch.
 pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
-}
-
-/// A decode bucket that holds `rows`, if one does.
-pub fn bucket(rows: usize) -> Option<usize> {
-    BUCKETS.into_iter().find(|&b| b >= rows)
 }
 
 /// Device memory beside the arena, the KV cache and the visual rows, as byte ranges of one block.

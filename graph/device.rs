@@ -61,7 +61,8 @@ const FLOPS_SHARE: f64 = 200.0 / 312.0;
 impl Device {
     /// The named GPU, or `None`. Names are case-insensitive.
     pub fn gpu(name: &str) -> Option<Device> {
-        let &(name, gib, gbs, tflops, multiprocessors) = GPUS.iter().find(|g| g.0.eq_ignore_ascii_case(name))?;
+        let &(name, gib, gbs, tflops, multiprocessors) =
+            GPUS.iter().find(|g| g.0.eq_ignore_ascii_case(name))?;
         Some(Device {
             name: name.to_string(),
             kind: DeviceKind::Cuda { multiprocessors },

@@ -339,7 +339,14 @@ fn patchify_gives_the_rows_of_the_host() {
                 Rgb8::new((w * 14) as u32, (h * 14) as u32, bytes).unwrap()
             })
             .collect();
-        Visual { kind, grid: Grid { t, h, w }, frames, original: (1, 1), timings: Default::default() }
+        Visual {
+            kind,
+            grid: Grid { t, h, w },
+            frames,
+            original: (1, 1),
+            sampling: None,
+            timings: Default::default(),
+        }
     };
     let visuals = [
         picture(VisualKind::Image, 1, 2, 2, 1),

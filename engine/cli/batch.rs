@@ -79,13 +79,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options =
         EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
-    let mut results = InOrder {
-        out,
-        file: args.output,
-        next: done.ids.len(),
-        ready: BTreeMap::new(),
-        failed: done.failed,
-    };
+    let mut results =
+        InOrder { out, file: args.output, next: done.ids.len(), ready: BTreeMap::new(), failed: done.failed };
     answer_all(&mut engine, requests, parallel, &mut results)?;
     Ok(if results.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -224,7 +219,10 @@ impl Done {
                     self.ids.len()
                 );
             };
-            let id = text.ok().and_then(|t| serde_json::from_str::<Value>(&t).ok()).and_then(|v| v.get("custom_id").cloned());
+            let id = text
+                .ok()
+                .and_then(|t| serde_json::from_str::<Value>(&t).ok())
+                .and_then(|v| v.get("custom_id").cloned());
             let id = id.unwrap_or(Value::Null);
             if id != *expected {
                 bail!("request {} is {id} but the output answers {expected}: they are not the same", i + 1);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use qwenvl_graph::config::Quantization;
 use qwenvl_graph::op::LinearPart;
 use qwenvl_graph::weights::{Linear, WeightFormat};
 use qwenvl_graph::{DType, Epilogue, Graph, Op, WeightId, cuda};
@@ -112,15 +113,20 @@ impl Binder<'_> {
         };
         let records = self.take(cuda::matrix_bytes(n, k, format));
         self.repack(graph, parts, k, format, order, records)?;
+        let mut stacked = Vec::with_capacity(parts.len());
+        for part in parts {
+            stacked.push(match part.bias {
+                Some(id) => Some(to_f32_vec(&self.checkpoint.tensor(&graph.weight(id).name)?)?),
+                // GPTQ files hold biases that the model does not have, nearly always zeros.
+                None if matches!(format, WeightFormat::Dense(_)) => None,
+                None => self.checkpoint.extra_bias(&graph.weight(part.weight).name, part.n)?,
+            });
+        }
         let mut bias = None;
-        if parts.iter().any(|p| p.bias.is_some()) {
+        if stacked.iter().any(Option::is_some) {
             let mut values = Vec::with_capacity(n);
-            for part in parts {
-                let start = values.len();
-                if let Some(id) = part.bias {
-                    values.extend(to_f32_vec(&self.checkpoint.tensor(&graph.weight(id).name)?)?);
-                }
-                values.resize(start + part.n, 0.0);
+            for (part, own) in parts.iter().zip(stacked) {
+                values.extend(own.unwrap_or_else(|| vec![0.0; part.n]));
             }
             bias = Some(self.vector(&format!("{}.bias", first.name), &values)?);
         }
@@ -146,7 +152,8 @@ impl Binder<'_> {
         let name = graph.weight(parts[0].weight).name.clone();
         let step = format!("repacking {name}");
         let rows: usize = parts.iter().map(|p| p.n).sum();
-        let in_slabs = matches!(format, WeightFormat::Dense(_)) && order == RowOrder::Plain && parts.len() == 1;
+        let in_slabs =
+            matches!(format, WeightFormat::Dense(_)) && order == RowOrder::Plain && parts.len() == 1;
         let slab = if in_slabs { (SLAB_BYTES / (k * 4)).next_multiple_of(cuda::STRIP) } else { rows };
         for first in (0..rows).step_by(slab) {
             let n = slab.min(rows - first);
@@ -162,7 +169,8 @@ impl Binder<'_> {
                         let tensor = self.checkpoint.tensor(&format!("{module}.weight"))?;
                         let row = tensor.bytes.len() / part.n;
                         let from = if parts.len() == 1 { first } else { 0 };
-                        source.codes = self.send(&name, &tensor.bytes[from * row..][..part_n * row], &mut blocks)?;
+                        source.codes =
+                            self.send(&name, &tensor.bytes[from * row..][..part_n * row], &mut blocks)?;
                         Format::Dense(tensor.dtype)
                     }
                     WeightFormat::Int4 { .. } | WeightFormat::Int8 { .. } => {
@@ -204,8 +212,30 @@ impl Binder<'_> {
             });
         }
         let linear = Linear { name: module.to_string(), n, k, bias: false, format };
-        self.checkpoint.awq_linear(&linear)?;
-        Ok(Format::Awq4)
+        let Quantization::Gptq { bits, v2, .. } = self.checkpoint.config.quantization else {
+            self.checkpoint.awq_linear(&linear)?;
+            return Ok(Format::Awq4);
+        };
+        let stored = self.checkpoint.gptq_linear(&linear)?;
+        let in_order = stored.g_idx.iter().enumerate().all(|(k, g)| *g as usize == k / cuda::RECORD);
+        if !in_order {
+            return Err(Error::Unsupported {
+                what: format!("desc_act of {module} on CUDA"),
+                help: "the CUDA kernels take inputs in the order of their groups; use --device cpu".into(),
+            });
+        }
+        if bits == 4 {
+            return Ok(Format::Gptq4 { zero_offset: u32::from(!v2) });
+        }
+        // 128 in the middle of 0..256, stored less one in the first version.
+        let middle = if v2 { 128 } else { 127 };
+        if stored.qzeros.iter().any(|zero| *zero != middle) {
+            return Err(Error::Unsupported {
+                what: format!("asymmetric zero points of {module} on CUDA"),
+                help: "the CUDA kernels take symmetric 8-bit weights; use --device cpu".into(),
+            });
+        }
+        Ok(Format::Gptq8)
     }
 
     fn table(&mut self, graph: &Graph, id: WeightId) -> Result<(u64, DType)> {

@@ -220,7 +220,9 @@ impl CudaExecutor {
     /// Records the launches of a decode step for each bucket.
     fn capture(&mut self) -> Result<()> {
         let most = self.plan.options.max_seqs;
-        for bucket in cuda::BUCKETS.into_iter().take_while(|&b| b < 2 * most) {
+        // The arena has rows for the plan's sequences, no more.
+        let smaller = cuda::BUCKETS.into_iter().filter(|&b| b < most);
+        for bucket in smaller.chain([most]) {
             let call = self.prepare(Phase::Decode, &DecoderCall::default(), bucket);
             let step = "capturing a decode step";
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -229,7 +231,8 @@ impl CudaExecutor {
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = self.gpu.stream.end_capture(flags).map_err(failed(step));
             launched?;
-            let graph = graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
+            let graph =
+                graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
             self.graphs.push((bucket, Replay(graph)));
         }
         Ok(())
@@ -253,7 +256,8 @@ impl CudaExecutor {
         let text = &self.plan.config.text;
         let (heads, kv_heads) = (text.num_attention_heads, text.num_key_value_heads);
         let decodes = phase == Phase::Decode;
-        let (seqs, logit_rows) = if decodes { (rows, rows) } else { (call.seqs.len(), call.logit_rows.len()) };
+        let (seqs, logit_rows) =
+            if decodes { (rows, rows) } else { (call.seqs.len(), call.logit_rows.len()) };
         let inputs = &mut self.inputs;
         inputs.clear();
         let tokens = inputs.padded(call.tokens.iter().copied(), 0, rows);
@@ -384,9 +388,10 @@ impl Executor for CudaExecutor {
         let last_row = call.first_row + patches / v.patches_per_token();
         assert!(last_row <= plan.options.max_visual_tokens, "{last_row} visual rows");
         let work = tiles(&sequences, v.num_heads, 1);
-        let positions = call.slices.iter().flat_map(|s| {
-            vision_positions(Grid { t: 1, ..s.visual.grid }, v.spatial_merge_size)
-        });
+        let positions = call
+            .slices
+            .iter()
+            .flat_map(|s| vision_positions(Grid { t: 1, ..s.visual.grid }, v.spatial_merge_size));
         let frame_words = |f: &Frames| {
             let [a, b] = f.frames.map(|p| p as u64);
             [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32, f.first_patch, f.grid_h, f.grid_w, 0]
@@ -456,7 +461,8 @@ impl Executor for CudaExecutor {
         let host = &mut self.logits_host[..rows * self.plan.config.text.vocab_size];
         let step = "reading logits";
         // SAFETY: the logits lie in the arena; the wait below ends before `host` is used.
-        unsafe { result::memcpy_dtoh_async(host, address, self.gpu.stream.cu_stream()) }.map_err(failed(step))?;
+        unsafe { result::memcpy_dtoh_async(host, address, self.gpu.stream.cu_stream()) }
+            .map_err(failed(step))?;
         self.gpu.wait(step)?;
         Ok(host)
     }

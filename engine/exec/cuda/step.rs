@@ -179,14 +179,32 @@ impl Steps<'_> {
                 Op::LayerNorm { weight, bias, eps } => {
                     let kind = NormKind::Layer(weights.vector(*bias));
                     let weight = weights.vector(*weight);
-                    let norm =
-                        Norm { kind, half, x: input(0), row_index: None, weight, out, rows: out_rows, cols, eps: *eps };
+                    let norm = Norm {
+                        kind,
+                        half,
+                        x: input(0),
+                        row_index: None,
+                        weight,
+                        out,
+                        rows: out_rows,
+                        cols,
+                        eps: *eps,
+                    };
                     kernels.norm(stream, &norm)
                 }
                 Op::RmsNorm { weight, eps } => {
                     let (kind, weight) = (NormKind::Rms, weights.vector(*weight));
-                    let norm =
-                        Norm { kind, half, x: input(0), row_index: None, weight, out, rows: out_rows, cols, eps: *eps };
+                    let norm = Norm {
+                        kind,
+                        half,
+                        x: input(0),
+                        row_index: None,
+                        weight,
+                        out,
+                        rows: out_rows,
+                        cols,
+                        eps: *eps,
+                    };
                     kernels.norm(stream, &norm)
                 }
                 Op::VisionAttention { n_heads, .. } => {
@@ -260,10 +278,7 @@ impl Steps<'_> {
                 }
             }
         };
-        launched.map_err(|error| Error::Cuda {
-            step: self.describe(program, at),
-            problem: error.to_string(),
-        })
+        launched.map_err(|error| Error::Cuda { step: self.describe(program, at), problem: error.to_string() })
     }
 
     fn describe(&self, program: &Program, at: usize) -> String {
