@@ -1,7 +1,8 @@
 // Part of build.rs: `kernels/cuda/*.cu` to one fatbin each, `abi.h` to Rust.
 //
 // A fatbin holds a cubin for each of QWENVL_CUDA_ARCHS (80,86,89,90 unless set) and PTX for compute_80, compressed,
-// with line numbers. What did not change is not compiled again.
+// with line numbers. Images are kept in `cuda-kernels` of the target folder under a hash of what they are made from,
+// so that only what changed is compiled, whatever the profile.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -24,6 +25,9 @@ pub fn build() {
     }
     println!("cargo:rerun-if-changed={FOLDER}");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    // target/<profile>/build/<package>/out
+    let kept = out.ancestors().nth(4).expect("cargo's layout").join("cuda-kernels");
+    fs::create_dir_all(&kept).unwrap_or_else(|e| fail(&format!("{}: {e}", kept.display())));
     let archs = archs();
     let nvcc = find_nvcc();
     let version = nvcc_version(&nvcc);
@@ -50,7 +54,7 @@ pub fn build() {
         for _ in 0..jobs.min(sources.len()) {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    compile(&nvcc, source, &out, &archs, shared);
+                    compile(&nvcc, source, &out, &kept, &archs, shared);
                 }
             });
         }
@@ -66,7 +70,8 @@ fn fail(message: &str) -> ! {
 
 fn archs() -> Vec<String> {
     let list = env::var("QWENVL_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
-    let archs: Vec<String> = list.split(',').map(|a| a.trim().trim_start_matches("sm_").to_string()).collect();
+    let archs: Vec<String> =
+        list.split(',').map(|a| a.trim().trim_start_matches("sm_").to_string()).collect();
     for arch in &archs {
         if !arch.parse::<u32>().is_ok_and(|n| n >= 80) {
             fail(&format!("QWENVL_CUDA_ARCHS: {arch:?} is no architecture from 80 on; write e.g. 80,90"));
@@ -110,18 +115,25 @@ fn nvcc_version(nvcc: &Path) -> (u32, u32) {
     }
 }
 
-fn compile(nvcc: &Path, source: &Path, out: &Path, archs: &[String], shared: u64) {
+fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String], shared: u64) {
     let name = stem(source);
-    let [image, log, key] = ["fatbin", "ptxas", "key"].map(|suffix| out.join(format!("{name}.{suffix}")));
     let mut hasher = DefaultHasher::new();
     (shared, fs::read(source).expect("a source")).hash(&mut hasher);
-    let wanted = format!("{:x}", hasher.finish());
-    if image.is_file() && log.is_file() && fs::read_to_string(&key).is_ok_and(|found| found == wanted) {
-        return;
+    let key = format!("{name}-{:016x}", hasher.finish());
+    let [image, log] = ["fatbin", "ptxas"].map(|suffix| kept.join(format!("{key}.{suffix}")));
+    // The log is written last.
+    if !(image.is_file() && log.is_file()) {
+        run_nvcc(nvcc, source, &image, &log, archs);
     }
-    let mut args: Vec<OsString> = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "-o"]
-        .map(OsString::from)
-        .to_vec();
+    for (from, suffix) in [(image, "fatbin"), (log, "ptxas")] {
+        let to = out.join(format!("{name}.{suffix}"));
+        fs::copy(&from, &to).unwrap_or_else(|e| fail(&format!("{}: {e}", to.display())));
+    }
+}
+
+fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, log: &Path, archs: &[String]) {
+    let mut args: Vec<OsString> =
+        ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "-o"].map(OsString::from).to_vec();
     args.extend([image.into(), source.into()]);
     for arch in archs {
         args.extend(["-gencode".into(), format!("arch=compute_{arch},code=sm_{arch}").into()]);
@@ -138,7 +150,7 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, archs: &[String], shared: u64
     for line in text.lines().filter(|line| line.contains("warning")) {
         println!("cargo:warning={line}");
     }
-    fs::write(log, &*text).and_then(|()| fs::write(key, wanted)).expect("writing to OUT_DIR");
+    fs::write(log, &*text).expect("writing to the target folder");
 }
 
 fn stem(path: &Path) -> String {
