@@ -163,13 +163,16 @@ fn choose<'m>(args: &Args, module: &'m decode::Module) -> Result<&'m decode::Ker
     }
 }
 
+/// Buffers with their addresses.
+type Placed<'a> = Vec<(&'a Buffer, u64)>;
+
 /// The parameter buffer, and where the buffers lie.
 fn params<'a>(
     args: &Args,
     kernel: &decode::Kernel,
     arguments: &'a [Argument],
     memory: &GlobalMemory,
-) -> Result<(Vec<u8>, Vec<(&'a Buffer, u64)>)> {
+) -> Result<(Vec<u8>, Placed<'a>)> {
     if arguments.len() != kernel.params.len() {
         bail!("{} takes {} arguments, not {}", kernel.name, kernel.params.len(), arguments.len());
     }

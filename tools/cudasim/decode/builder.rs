@@ -455,10 +455,10 @@ impl<'m> Builder<'m> {
     }
 
     fn name(&mut self, name: &str, symbol: Symbol, pos: Pos) -> Result<()> {
-        if let Some(scope) = self.scopes.last_mut() {
-            if scope.insert(name.to_owned(), symbol).is_some() {
-                return Err(pos.invalid(format!("`{name}` is declared twice")));
-            }
+        if let Some(scope) = self.scopes.last_mut()
+            && scope.insert(name.to_owned(), symbol).is_some()
+        {
+            return Err(pos.invalid(format!("`{name}` is declared twice")));
         }
         Ok(())
     }

@@ -188,15 +188,16 @@ impl<'d, 'm> Dec<'d, 'm> {
 
     /// Reads an operand that may be a wider register than its type: the low bits count.
     pub(super) fn read_wide(&mut self, operand: &Operand, ty: Type) -> Result<u32> {
-        if let Some((v, rty)) = self.register(operand) {
-            if class_of(rty) == Class::W64 && class_of(ty) == Class::W32 {
-                let low = self.b.virtual_reg(Class::W32);
-                let mut helper = Inst::new(Kind::Plain, lanes::un(|a: u64| a as u32));
-                (helper.ops[0], helper.ops[1]) = (low, v);
-                self.emit_helper(helper, vec![v], vec![low]);
-                self.meta.uses.push(low);
-                return Ok(low);
-            }
+        if let Some((v, rty)) = self.register(operand)
+            && class_of(rty) == Class::W64
+            && class_of(ty) == Class::W32
+        {
+            let low = self.b.virtual_reg(Class::W32);
+            let mut helper = Inst::new(Kind::Plain, lanes::un(|a: u64| a as u32));
+            (helper.ops[0], helper.ops[1]) = (low, v);
+            self.emit_helper(helper, vec![v], vec![low]);
+            self.meta.uses.push(low);
+            return Ok(low);
         }
         self.read(operand, ty)
     }
@@ -316,21 +317,21 @@ impl<'d, 'm> Dec<'d, 'm> {
         let narrow = |d: &Self, row: u32| {
             if class == Class::W32 { Ok(row) } else { Err(d.invalid(format!("`{name}` has 32 bits"))) }
         };
-        if let Some((register, a)) = bare.split_once('.') {
-            if let Some(a) = axis(a) {
-                let uniform = match register {
-                    "tid" => {
-                        let v = self.b.special(LaneSpecial::Tid(a));
-                        self.meta.uses.push(v);
-                        return narrow(self, v);
-                    }
-                    "ntid" => Uniform::Ntid(a),
-                    "ctaid" => Uniform::Ctaid(a),
-                    "nctaid" => Uniform::Nctaid(a),
-                    _ => return Err(self.unsupported(format!("special register `{name}`"))),
-                };
-                return Ok(self.b.uniform(uniform, class));
-            }
+        if let Some((register, a)) = bare.split_once('.')
+            && let Some(a) = axis(a)
+        {
+            let uniform = match register {
+                "tid" => {
+                    let v = self.b.special(LaneSpecial::Tid(a));
+                    self.meta.uses.push(v);
+                    return narrow(self, v);
+                }
+                "ntid" => Uniform::Ntid(a),
+                "ctaid" => Uniform::Ctaid(a),
+                "nctaid" => Uniform::Nctaid(a),
+                _ => return Err(self.unsupported(format!("special register `{name}`"))),
+            };
+            return Ok(self.b.uniform(uniform, class));
         }
         let uniform = match bare {
             "laneid" => {

@@ -255,10 +255,11 @@ fn kernel(
 fn addressed(ast: &ast::Module, scope: &ModuleScope) -> Vec<usize> {
     let mut out = Vec::new();
     let mut add = |name: &str| {
-        if let Some(&f) = scope.functions.get(name) {
-            if !ast.functions[f].entry && !out.contains(&f) {
-                out.push(f);
-            }
+        if let Some(&f) = scope.functions.get(name)
+            && !ast.functions[f].entry
+            && !out.contains(&f)
+        {
+            out.push(f);
         }
     };
     for v in &ast.variables {

@@ -212,16 +212,16 @@ pub(crate) unsafe fn barrier(cx: &mut Cx, i: &Inst, mask: u32) -> Option<u8> {
         cx.fail(FaultKind::IllegalInstruction, lane, None, format!("there is no barrier {id}"));
         return None;
     }
-    if let Some(n) = count {
-        if n == 0 || n % 32 != 0 {
-            cx.fail(
-                FaultKind::IllegalInstruction,
-                lane,
-                None,
-                format!("a barrier for {n} threads, no multiple of 32"),
-            );
-            return None;
-        }
+    if let Some(n) = count
+        && (n == 0 || n % 32 != 0)
+    {
+        cx.fail(
+            FaultKind::IllegalInstruction,
+            lane,
+            None,
+            format!("a barrier for {n} threads, no multiple of 32"),
+        );
+        return None;
     }
     let expected = count.unwrap_or(0);
     let (op, aligned) = (i.aux[0], i.aux[2] != 0);

@@ -149,6 +149,9 @@ struct Segment {
     closed: u64,
 }
 
+/// How often each fault was found, by kind and instructions, and the first of them.
+type Reports = HashMap<(FaultKind, u32, u32), (u64, Report)>;
+
 /// What the host threads of a launch share.
 pub(crate) struct Launching<'l> {
     pub(crate) launch: &'l Launch<'l>,
@@ -170,7 +173,7 @@ pub(crate) struct Launching<'l> {
     /// Rises when a CTA ends or a poll sees something new.
     pub(crate) progress: AtomicU64,
     pub(crate) fatal: Mutex<Option<(u64, Report)>>,
-    reports: Mutex<HashMap<(FaultKind, u32, u32), (u64, Report)>>,
+    reports: Mutex<Reports>,
     segments: Mutex<Vec<Segment>>,
     serial: AtomicU64,
     pub(crate) started: std::time::Instant,

@@ -339,8 +339,8 @@ unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
                     continue;
                 }
                 cx.pc = pc;
-                // SAFETY: the member mask is a 32-bit row or absent.
                 let member = if i.aux[3] != 0 {
+                    // SAFETY: the member mask is a 32-bit row.
                     unsafe { cx.row::<u32>(i.ops[4])[m.trailing_zeros() as usize] }
                 } else {
                     u32::MAX

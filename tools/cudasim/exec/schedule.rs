@@ -262,7 +262,7 @@ impl Workers<'_, '_> {
     ) {
         *idle += 1;
         let per_pass = resident.len().max(1) as u64;
-        if *idle % per_pass == 0 {
+        if (*idle).is_multiple_of(per_pass) {
             self.turns[me].fetch_add(1, Ordering::SeqCst);
             if self.l.options.threads > 1 {
                 std::thread::yield_now();
@@ -416,13 +416,13 @@ fn run_cta(cx: &mut Cx) -> CtaStop {
         if l.stop.load(Ordering::Relaxed) {
             return CtaStop::Yield(true);
         }
-        if let Some(limit) = l.options.watchdog {
-            if l.started.elapsed() > limit {
-                let cta = std::mem::replace(&mut cx.cta, Box::new(Cta::empty()));
-                let message = format!("the kernel runs for more than {limit:?}; {}", waiting(l, &cta));
-                set_fatal(l, &cta, 0, FaultKind::Watchdog, message);
-                return CtaStop::Fatal;
-            }
+        if let Some(limit) = l.options.watchdog
+            && l.started.elapsed() > limit
+        {
+            let cta = std::mem::replace(&mut cx.cta, Box::new(Cta::empty()));
+            let message = format!("the kernel runs for more than {limit:?}; {}", waiting(l, &cta));
+            set_fatal(l, &cta, 0, FaultKind::Watchdog, message);
+            return CtaStop::Fatal;
         }
     }
     CtaStop::Yield(true)
@@ -513,7 +513,7 @@ fn counters(
     l: &Launching,
     stats: &Stats,
     sample: Option<u64>,
-    per_cta: &mut Vec<(u64, u32)>,
+    per_cta: &mut [(u64, u32)],
     scale: impl Fn(u64) -> u64,
 ) -> Counters {
     let sectors = l.memory.take_sectors();

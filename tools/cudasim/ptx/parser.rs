@@ -541,7 +541,7 @@ impl<'a> Parser<'a> {
     }
 
     fn function(&mut self, entry: bool, pos: Pos) -> Result<Function> {
-        while matches!(self.token, Token::Dot("attribute")) {
+        if matches!(self.token, Token::Dot("attribute")) {
             return Err(self.pos.unsupported(".attribute", "attributes of functions"));
         }
         let returns = if !entry && self.at(b'(') { self.params()? } else { Vec::new() };
@@ -936,7 +936,7 @@ mod tests {
         assert!(
             matches!(&b[1], Statement::Block(inner) if matches!(&inner[1], Statement::Label(n, _) if n == "L"))
         );
-        assert!(matches!(&b[2], Statement::Loc { file: 1, line: 7 }));
+        assert!(matches!(&b[2], Statement::Loc { at: Place { file: 1, line: 7, .. }, .. }));
     }
 
     #[test]

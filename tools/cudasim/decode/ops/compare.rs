@@ -1,5 +1,8 @@
 //! `setp` and `set`.
 
+// Unordered comparisons are negated ordered ones, and "ne" is false for NaN: what PTX says.
+#![allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons)]
+
 use super::super::builder::{Result, class_of};
 use super::super::dec::Dec;
 use super::super::program::Class;

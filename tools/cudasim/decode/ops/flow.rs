@@ -96,10 +96,10 @@ fn call(d: &mut Dec) -> Result<()> {
     let target = d.operand(k)?;
     let Operand::Name(name) = target else { return Err(d.invalid("a function is expected")) };
     let mut params = Vec::new();
-    if let Some(list) = operands.get(k + 1) {
-        if let Operand::List(_) | Operand::Int(_) = list {
-            params = names(d, list)?;
-        }
+    if let Some(list) = operands.get(k + 1)
+        && let Operand::List(_) | Operand::Int(_) = list
+    {
+        params = names(d, list)?;
     }
     match d.b.lookup(name) {
         Some(Symbol::Function(f)) => {

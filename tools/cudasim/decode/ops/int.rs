@@ -18,7 +18,7 @@ pub(super) fn decode(d: &mut Dec) -> Result<()> {
         "min" | "max" => min_max(d),
         "div" => {
             let ty = d.ty()?;
-            int_types!(d, ty, T in [U16 u16, U32 u32, U64 u64] => d.bin(|a: T, b: T| if b == 0 { T::MAX } else { a / b }),
+            int_types!(d, ty, T in [U16 u16, U32 u32, U64 u64] => d.bin(|a: T, b: T| a.checked_div(b).unwrap_or(T::MAX)),
                 else [S16 i16, S32 i32, S64 i64] => d.bin(|a: T, b: T| if b == 0 { -1 } else { a.wrapping_div(b) }))
         }
         "rem" => {

@@ -119,10 +119,10 @@ pub(super) fn ld(d: &mut Dec) -> Result<()> {
     }
     let info = d.address(0, 1)?;
     let number = resolve_space(d, number, space, &info)?;
-    if let (Some(at), space::PARAM) = (info.param, number) {
-        if d.inst.guard == NONE || n == 1 {
-            return ld_param(d, parts, ty, at);
-        }
+    if let (Some(at), space::PARAM) = (info.param, number)
+        && (d.inst.guard == NONE || n == 1)
+    {
+        return ld_param(d, parts, ty, at);
     }
     flags |= if info.wide { mem_flag::WIDE } else { 0 };
     d.inst.aux[0] = flags;
@@ -188,10 +188,10 @@ fn ld_param(d: &mut Dec, parts: &[Operand], ty: Type, at: i64) -> Result<()> {
         } else {
             (d.b.fill(Fill::Param32(offset, bytes as u8, ty.signed())), Type::B32)
         };
-        if let Some((_, rty)) = d.register(p) {
-            if rty.bits() < ty.bits() {
-                return Err(d.invalid("a destination that is too narrow"));
-            }
+        if let Some((_, rty)) = d.register(p)
+            && rty.bits() < ty.bits()
+        {
+            return Err(d.invalid("a destination that is too narrow"));
         }
         if parts.len() == 1 {
             d.inst.ops[1] = row;

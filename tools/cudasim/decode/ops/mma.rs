@@ -118,15 +118,16 @@ fn function(d: &mut Dec, shape: (u32, u32, u32), types: [Type; 4]) -> Result<(Ex
 
 fn integers(d: &mut Dec, shape: (u32, u32, u32), at: Type, bt: Type) -> Result<(ExecFn, Registers)> {
     let bits = at.bits();
-    let ok = match (at, bt) {
-        (Type::S8 | Type::U8, Type::S8 | Type::U8) | (Type::S4 | Type::U4, Type::S4 | Type::U4) => true,
-        (Type::B1, Type::B1) => true,
-        _ => false,
-    };
+    let ok = matches!(
+        (at, bt),
+        (Type::S8 | Type::U8, Type::S8 | Type::U8)
+            | (Type::S4 | Type::U4, Type::S4 | Type::U4)
+            | (Type::B1, Type::B1)
+    );
     let per_register = 128 / bits;
     let halves = (shape.0 / 8) as usize;
     let t = (shape.2 / per_register) as usize;
-    let fits = shape.2 % per_register == 0 && matches!((shape.0, t), (8, 1) | (16, 1 | 2));
+    let fits = shape.2.is_multiple_of(per_register) && matches!((shape.0, t), (8, 1) | (16, 1 | 2));
     if !ok || !fits {
         return Err(d.unsupported("this shape with these types"));
     }

@@ -22,14 +22,13 @@ pub(super) fn mov(d: &mut Dec) -> Result<()> {
             d.emit(Kind::Plain, pred::mov())
         }
         _ => {
-            if let Operand::Name(name) = from {
-                if let Some(exec) = clock(name) {
-                    if d.b.lookup(name).is_none() {
-                        let wide = matches!(name.as_str(), "%clock64" | "%globaltimer");
-                        d.inst.ops[0] = d.write(to, if wide { Type::U64 } else { Type::U32 })?;
-                        return d.emit(Kind::Memory, exec);
-                    }
-                }
+            if let Operand::Name(name) = from
+                && let Some(exec) = clock(name)
+                && d.b.lookup(name).is_none()
+            {
+                let wide = matches!(name.as_str(), "%clock64" | "%globaltimer");
+                d.inst.ops[0] = d.write(to, if wide { Type::U64 } else { Type::U32 })?;
+                return d.emit(Kind::Memory, exec);
             }
             // `mov.u16 %rs, %tid.x` reads the low bits of a special register.
             let read = if ty.bits() < 32
@@ -78,10 +77,10 @@ pub(super) fn copy(ty: Type) -> ExecFn {
 fn unpack(d: &mut Dec, ty: Type, parts: &[Operand], from: &Operand) -> Result<()> {
     let n = parts.len() as u32;
     let part = part_type(d, ty, n)?;
-    if let Some((_, rty)) = d.register(from) {
-        if rty.bits() != ty.bits() {
-            return Err(d.invalid(format!("a source of {} bits", rty.bits())));
-        }
+    if let Some((_, rty)) = d.register(from)
+        && rty.bits() != ty.bits()
+    {
+        return Err(d.invalid(format!("a source of {} bits", rty.bits())));
     }
     d.inst.ops[1] = d.read(from, ty)?;
     for (k, p) in parts.iter().enumerate() {

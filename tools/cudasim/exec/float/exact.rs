@@ -216,13 +216,7 @@ fn fma_in(mode: Round, a: f64, b: f64, c: f64) -> f64 {
         let (pn, cn) = (sa != sb, sc);
         let exact_zeros = p.is_zero() && c_big.is_zero();
         return match (exact_zeros && pn == cn, mode) {
-            (true, _) => {
-                if pn {
-                    -0.0
-                } else {
-                    0.0
-                }
-            }
+            (true, _) if pn => -0.0,
             (false, Round::Down) => -0.0,
             _ => 0.0,
         };

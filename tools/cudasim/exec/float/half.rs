@@ -393,7 +393,7 @@ unsafe fn set_body<H: Half16, F: Fn(f32, f32) -> bool + Copy + 'static>(cx: &mut
             let (a, b) = (low >> l & 1, high >> l & 1);
             out[l] = match (i.aux[3], scalar) {
                 (0, true) => a * one,
-                (0, false) => a * one | (b * one) << 16,
+                (0, false) => (a * one) | ((b * one) << 16),
                 (1, true) => 0u32.wrapping_sub(a),
                 (1, false) => (a * 0xffff) | (b * 0xffff) << 16,
                 _ => a * 1.0f32.to_bits(),

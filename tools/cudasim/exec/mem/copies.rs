@@ -21,7 +21,8 @@ struct Copy {
     data: [[u8; 16]; 32],
 }
 
-/// Copies of a warp that have not landed.
+/// Copies of a warp that have not landed. Boxed: they move between the lists, and are large.
+#[allow(clippy::vec_box)]
 #[derive(Debug, Default)]
 pub(crate) struct AsyncCopies {
     pending: VecDeque<Box<Copy>>,

@@ -201,7 +201,7 @@ fn aligned(mask: u32, addr: &[u64; 32], bytes: u32) -> bool {
 
 #[cold]
 fn misaligned(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32) -> bool {
-    let lane = first(mask, |l| addr[l] % u64::from(bytes) != 0).unwrap_or(0);
+    let lane = first(mask, |l| !addr[l].is_multiple_of(u64::from(bytes))).unwrap_or(0);
     let message = format!("an access of {bytes} bytes");
     cx.fail(FaultKind::Misaligned, lane, Some(addr[lane as usize]), message);
     false
@@ -343,7 +343,7 @@ fn global_run(cx: &mut Cx, i: &Inst, start: u64, bytes: u64, access: Access) {
                         }
                     }
                     uninitialised(cx, start);
-                    memory.mark_initialised(&allocation, start, bytes);
+                    memory.mark_initialised(allocation, start, bytes);
                     return;
                 }
                 memory.mark_initialised(allocation, start, bytes);
@@ -357,10 +357,10 @@ fn global_run(cx: &mut Cx, i: &Inst, start: u64, bytes: u64, access: Access) {
 fn record_write(cx: &mut Cx, start: u64, bytes: u64) {
     let segment = cx.segment();
     let pc = cx.pc.min(0xffff) as u16;
-    if let Some(earlier) = cx.launch.memory.record_write(start, bytes, segment, pc) {
-        if let Some(cta) = cx.launch.unordered_writer(earlier.cta, cx.cta.linear, cx.cta.acquired) {
-            write_conflict(cx, start, cta, earlier.instruction);
-        }
+    if let Some(earlier) = cx.launch.memory.record_write(start, bytes, segment, pc)
+        && let Some(cta) = cx.launch.unordered_writer(earlier.cta, cx.cta.linear, cx.cta.acquired)
+    {
+        write_conflict(cx, start, cta, earlier.instruction);
     }
 }
 

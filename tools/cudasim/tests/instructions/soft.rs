@@ -177,10 +177,6 @@ impl Exact {
         let shift = 124 - top;
         Exact { magnitude: shifted(self.magnitude, shift), exponent: self.exponent - shift, ..self }
     }
-
-    pub fn negate(self) -> Exact {
-        Exact { negative: !self.negative, ..self }
-    }
 }
 
 fn shifted(x: u128, left: i32) -> u128 {
