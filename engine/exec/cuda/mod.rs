@@ -305,7 +305,7 @@ impl CudaExecutor {
             let table = normalize.table();
             let at = self.addresses.of(|w| &w.normalize);
             self.staging.upload(&self.gpu, "sending the table of bytes", at, bytemuck::cast_slice(&table))?;
-            self.normalize = Some(normalize.clone());
+            self.normalize = Some(*normalize);
         }
         Ok(())
     }

@@ -42,7 +42,7 @@ pub struct Config {
     pub fatal_reports: bool,
     /// `CUDASIM_EXIT_CODE`: the process ends with this code if anything was reported.
     pub exit_code: Option<i32>,
-    /// `CUDASIM_FAIL`: faults to inject, see [`super::fault`].
+    /// `CUDASIM_FAIL`: faults to inject, as the module `fault` reads them.
     pub faults: Vec<Rule>,
 }
 
