@@ -547,7 +547,8 @@ fn local(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) -
     }
     let base = cx.cta.local.as_mut_ptr() as u64 + cx.warp as u64 * 32 * stride;
     for l in 0..32 {
-        cx.ptrs[l] = base + l as u64 * stride + addr[l];
+        // Lanes that take no part have any address.
+        cx.ptrs[l] = (base + l as u64 * stride).wrapping_add(addr[l]);
     }
     if cx.stats.on {
         traffic::local(cx, mask, addr, bytes, access);
