@@ -488,10 +488,10 @@ fn other_notations_are_refused() {
         ("", ["empty", "give"]),
         ("ftp://host/a.png", ["ftp", "http://"]),
         ("file://", ["no path", "file:///"]),
-        ("data:text/plain;base64,AAAA", ["not an image", "data:image/png"]),
-        ("data:image/png,AAAA", ["not base64", "data:image/png"]),
-        ("data:image/png;base64", ["comma", "data:image/png"]),
-        ("data:image/png;base64,A*AA", ["valid base64", "data:image/png"]),
+        ("data:text/plain;base64,AAAA", ["not an image", "data:image/"]),
+        ("data:image/png,AAAA", ["not base64", "data:image/"]),
+        ("data:image/png;base64", ["comma", "data:image/"]),
+        ("data:image/png;base64,A*AA", ["valid base64", "data:image/"]),
         ("file:///%ff", ["UTF-8", "path"]),
     ] {
         assert_says(ImageSource::parse(text, Path::new(".")), &parts);
