@@ -339,33 +339,41 @@ unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
                     continue;
                 }
                 cx.pc = pc;
-                let member = if i.aux[3] != 0 {
+                let members = if i.aux[3] != 0 {
                     // SAFETY: the member mask is a 32-bit row.
-                    unsafe { cx.row::<u32>(i.ops[4])[m.trailing_zeros() as usize] }
+                    unsafe { *cx.row::<u32>(i.ops[4]) }
                 } else {
-                    u32::MAX
+                    [u32::MAX; 32]
                 };
+                let wanted = any_member(&members, m);
                 let alive = cx.cta.warps[w].alive;
-                if member & alive & !m != 0 && !g.force {
+                if wanted & alive & !m != 0 && !g.force {
                     if m != mask {
                         g.pc = pc;
                         g.mask = mask;
                         split_guarded(cx, g, m, join_pc);
                         mask = m;
                     }
-                    g.state = State::Sync(member);
+                    g.state = State::Sync(wanted);
                     stop!(Stop::Waiting);
                 }
                 g.force = false;
-                if m & !member != 0 && cx.launch.options.checks.divergence {
-                    cx.warn(FaultKind::InactiveLane, (m & !member).trailing_zeros(), None, || {
-                        format!("the lane is not in its own member mask {member:#x}")
-                    });
-                }
-                // SAFETY: see the caller.
-                unsafe { (i.exec)(cx, i, m) };
-                if cx.fault.is_some() {
-                    stop!(Stop::Fault);
+                // Lanes with the same member mask execute it together: tiles of a warp each with their own.
+                let mut left = m;
+                while left != 0 {
+                    let member = members[left.trailing_zeros() as usize];
+                    let together = with_member(&members, left, member);
+                    left &= !together;
+                    if together & !member != 0 && cx.launch.options.checks.divergence {
+                        cx.warn(FaultKind::InactiveLane, (together & !member).trailing_zeros(), None, || {
+                            format!("the lane is not in its own member mask {member:#x}")
+                        });
+                    }
+                    // SAFETY: see the caller.
+                    unsafe { (i.exec)(cx, i, together) };
+                    if cx.fault.is_some() {
+                        stop!(Stop::Fault);
+                    }
                 }
                 pc += 1;
             }
@@ -380,6 +388,18 @@ unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
             }
         }
     }
+}
+
+/// All lanes that the lanes of `m` name as members.
+#[inline]
+fn any_member(members: &[u32; 32], m: u32) -> u32 {
+    (0..32).fold(0, |all, l| if m >> l & 1 != 0 { all | members[l] } else { all })
+}
+
+/// The lanes of `m` whose member mask is `member`.
+#[inline]
+fn with_member(members: &[u32; 32], m: u32, member: u32) -> u32 {
+    (0..32).fold(0, |all, l| all | u32::from(m >> l & 1 != 0 && members[l] == member) << l)
 }
 
 /// Counts where the warp waits for loads.

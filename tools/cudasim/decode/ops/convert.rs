@@ -7,7 +7,7 @@ use super::float::rounding;
 use super::int_types;
 use crate::exec::elem::{B, H};
 use crate::exec::float::convert as c;
-use crate::exec::float::f32s::{canon, ftz, sat};
+use crate::exec::float::f32s::{canon, ftz, sat, sat64};
 use crate::exec::float::half::{bf16_to_f32, f16_to_f32};
 use crate::exec::float::round::{Down, Near, Round, Up, Zero};
 use crate::exec::inst::{ExecFn, Inst, Kind};
@@ -94,10 +94,12 @@ fn int_to_int(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
 fn int_to_float(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
     let Some(round) = rounding(d) else { return Err(d.unsupported("without a rounding mode")) };
     if d.flag("sat") {
-        if to != Type::F32 {
-            return Err(d.unsupported(".sat to this type"));
-        }
-        d.after_in_place(Inst::new(Kind::Plain, lanes::un(|a: f32| sat(a))))?;
+        let exec = match to {
+            Type::F32 => lanes::un(|a: f32| sat(a)),
+            Type::F64 => lanes::un(|a: f64| sat64(a)),
+            _ => return Err(d.unsupported(".sat to this type")),
+        };
+        d.after_in_place(Inst::new(Kind::Plain, exec))?;
     }
     if round == Round::Near && matches!(to, Type::F32 | Type::F64) {
         return int_types!(d, from, S in [U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64] => {
@@ -189,6 +191,8 @@ fn float_to_float(d: &mut Dec, to: Type, from: Type) -> Result<ExecFn> {
     if saturates && to == Type::F32 {
         let after = Inst::new(Kind::Plain, lanes::un(|a: f32| sat(a)));
         d.after_in_place(after)?;
+    } else if saturates && to == Type::F64 {
+        d.after_in_place(Inst::new(Kind::Plain, lanes::un(|a: f64| sat64(a))))?;
     } else if saturates && to == Type::F16 && !relu {
         let after = Inst::new(
             Kind::Plain,
@@ -254,6 +258,10 @@ fn same_float(
         Type::F32 => match integral {
             Some(r) => by_mode!(r, |M| f32s!((|x: f32| c::integral32::<M>(x)))),
             None => f32s!((|x: f32| x)),
+        },
+        Type::F64 if saturates && !flush => match integral {
+            Some(r) => by_mode!(r, |M| lanes::un(|a: f64| sat64(c::integral::<M>(a)))),
+            None => lanes::un(|a: f64| sat64(a)),
         },
         _ if flush || saturates => return Err(d.unsupported("this modifier of this type")),
         Type::F64 => match integral {

@@ -23,6 +23,12 @@ pub(crate) fn sat(x: f32) -> f32 {
     if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
 }
 
+/// [`sat`] of a double.
+#[inline(always)]
+pub(crate) fn sat64(x: f64) -> f64 {
+    if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
+}
+
 /// Minimum: a NaN loses, -0 is below +0.
 #[inline(always)]
 pub(crate) fn min(a: f32, b: f32) -> f32 {

@@ -184,6 +184,23 @@ fn reductions_over_a_warp() {
 }
 
 #[test]
+fn tiles_of_a_warp_each_with_their_own_member_mask_work_together() {
+    let a = random(9);
+    // Lanes of a tile of 16 name the tile; both tiles execute the instruction at once.
+    let text = ".reg .b32 lane, t, members, votes; .reg .pred odd; mov.u32 lane, %laneid; and.b32 t, lane, 16; \
+                shl.b32 members, 0xffff, t; redux.sync.add.s32 %o, %a, members; and.b32 t, %a, 1; \
+                setp.ne.u32 odd, t, 0; vote.sync.ballot.b32 votes, odd, members; xor.b32 %o, %o, votes; \
+                shfl.sync.bfly.b32 t, %a, 5, 0x101f, members; xor.b32 %o, %o, t;";
+    let found: Vec<u32> = map1(text, &a);
+    for (i, found) in found.iter().enumerate() {
+        let tile = i / 16 * 16;
+        let sum = a[tile..tile + 16].iter().fold(0u32, |sum, x| sum.wrapping_add(*x));
+        let votes = (0..16).fold(0, |votes, l| votes | (a[tile + l] & 1) << (tile % 32 + l));
+        assert_eq!(*found, sum ^ votes ^ a[i ^ 5], "lane {i}");
+    }
+}
+
+#[test]
 fn one_lane_is_elected() {
     let a = random(10);
     let text = ".reg .pred p; .reg .b32 t; elect.sync t|p, -1; selp.u32 %o, 1, 0, p;";
