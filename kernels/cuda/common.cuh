@@ -5,6 +5,14 @@
 #include "ptx.cuh"
 
 constexpr u32 THREADS = 256; // of a block, unless a kernel says otherwise
+// Shared memory of a block: 163 KiB on sm_80 and more on sm_90, 99 KiB on sm_86 and sm_89.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
+#define LARGE_SMALL(large, small) small
+#else
+#define LARGE_SMALL(large, small) large
+#endif
+constexpr u32 MOST_SHARED_BYTES = LARGE_SMALL(163, 99) * 1024;
+
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // The 16-bit element types. `MAGIC | q` is a number whose last bits are q, `NEGATIVE | z` is what takes it to q − z.

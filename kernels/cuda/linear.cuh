@@ -28,13 +28,6 @@
 
 #include "common.cuh"
 
-// Shared memory of a block: 163 KiB on sm_80 and more on sm_90, 99 KiB on sm_86 and sm_89.
-#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
-#define LARGE_SMALL(large, small) small
-#else
-#define LARGE_SMALL(large, small) large
-#endif
-
 // A weight format. TILES_PER_VECTOR and STEPS_PER_VECTOR: 16x16 tiles along n and along k in 16 bytes of a lane.
 struct Int4 {
     static constexpr u32 RECORD = 8512, VECTORS = 1, TAIL = 320; // vectors for 32 outputs x 32 inputs of a lane
@@ -130,7 +123,7 @@ template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool 
     static constexpr u32 SMEM_BYTES = ARRIVED_AT + 16;
     static_assert(!W::GROUPED || KB == 4, "a group is a stage");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
-    static_assert(NT % STEP == 0 && SMEM_BYTES <= LARGE_SMALL(163, 99) * 1024);
+    static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
 
 // Where a worker is in its stages.
