@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use qwenvl::kernels::cuda::linear::{self, Finish, Kv, Linear, Regime, Rope, RopePairs, RowOrder, Workspace};
+use qwenvl::kernels::cuda::linear::{self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Workspace};
+use qwenvl::kernels::cuda::norm::{Norm, NormKind};
 use qwenvl::kernels::cuda::repack::Format;
 use qwenvl::kernels::cuda::{Address, Half};
 use qwenvl_graph::Activation;
@@ -193,6 +194,70 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
                         let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size);
                         assert!(error <= bound, "{format:?} {regime:?} {n}x{k} at {at}: {found} {sum}");
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
+    let mut rng = Rng(10);
+    for half in HALVES {
+        for format in FORMATS.into_iter().chain([dense(half)]) {
+            for (n, k, n_runs) in [(256, 128, 1), (384, 640, 5), (136, 8192, 21), (264, 1536, 3)] {
+                let stored = [Stored::random(&mut rng, format, half, n, k)];
+                let packed = pack(half, &stored, RowOrder::Plain);
+                let most = gpu().kernels.norm_rows(packed.kind, half);
+                let rows = Buffer::of(&rng.normals(most * k));
+                let weight = Buffer::of(&rng.normals(k));
+                let (x, y, z) = (
+                    Buffer::<u16>::poisoned(most * k),
+                    Buffer::poisoned(most * n),
+                    Buffer::poisoned(most * n),
+                );
+                let norm = Norm {
+                    kind: NormKind::Rms,
+                    half,
+                    x: rows.at,
+                    row_index: None,
+                    weight: weight.at,
+                    out: x.at,
+                    rows: most,
+                    cols: k,
+                    eps: 1e-6,
+                };
+                // SAFETY: buffers are as long as the shapes say and live until the stream is done.
+                unsafe { gpu().kernels.norm(&stream(), &norm) }.unwrap();
+                let partials = Buffer::<u8>::poisoned(linear::workspace_bytes(most, n_runs));
+                let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
+                for m in 1..=most {
+                    let l = |x, out| Linear {
+                        kind: packed.kind,
+                        half,
+                        regime: Regime::SmallM,
+                        x,
+                        ldx: k,
+                        w: packed.records.at,
+                        order: packed.order,
+                        bias: None,
+                        out,
+                        m,
+                        n,
+                        k,
+                        n_runs,
+                        finish: Finish::StoreF32,
+                        workspace: Workspace { partials: partials.at, arrivals: arrivals.at },
+                    };
+                    let prologue = Normalised { weight: weight.at, eps: 1e-6 };
+                    // SAFETY: as above.
+                    unsafe {
+                        gpu().kernels.linear(&stream(), &l(x.at, y.at)).unwrap();
+                        gpu().kernels.linear_of_norm(&stream(), &l(rows.at, z.at), &prologue).unwrap();
+                    }
+                    let bits =
+                        |b: &Buffer<f32>| b.read()[..m * n].iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+                    assert!(bits(&y) == bits(&z), "{format:?} {half:?} {m}x{n}x{k}");
                 }
             }
         }

@@ -73,8 +73,8 @@ const fn heads(n_heads: usize, n_kv_heads: usize) -> Heads {
 #[rustfmt::skip]
 const MODELS: [Model; 3] = [
     Model { name: "72b", hidden: 8192, heads: heads(64, 8), intermediate: 29696, vocab: 152064, chunk: 256 },
-    Model { name: "7b", hidden: 3584, heads: heads(28, 4), intermediate: 18944, vocab: 152064, chunk: 128 },
-    Model { name: "2b", hidden: 1536, heads: heads(12, 2), intermediate: 8960, vocab: 151936, chunk: 128 },
+    Model { name: "7b", hidden: 3584, heads: heads(28, 4), intermediate: 18944, vocab: 152064, chunk: 256 },
+    Model { name: "2b", hidden: 1536, heads: heads(12, 2), intermediate: 8960, vocab: 151936, chunk: 256 },
 ];
 
 #[derive(Clone, Copy)]
