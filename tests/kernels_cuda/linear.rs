@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use qwenvl::kernels::cuda::linear::{self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Workspace};
+use qwenvl::kernels::cuda::linear::{
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Workspace,
+};
 use qwenvl::kernels::cuda::norm::{Norm, NormKind};
 use qwenvl::kernels::cuda::repack::Format;
 use qwenvl::kernels::cuda::{Address, Half};

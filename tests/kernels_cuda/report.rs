@@ -70,16 +70,6 @@ fn number(value: &Value, path: &str) -> f64 {
     value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path}"))
 }
 
-/// Sectors that copies with a cache hint fetched: those of weights.
-fn weight_sectors(launch: &Value) -> f64 {
-    let lines = launch["lines"].as_array().expect("lines");
-    let hinted = lines.iter().filter(|line| {
-        let opcodes = line["opcodes"].as_array().expect("opcodes");
-        opcodes.iter().any(|o| o[0].as_str().is_some_and(|text| text.contains("L2::cache_hint")))
-    });
-    hinted.map(|line| number(line, "/global/sectors")).sum()
-}
-
 /// A row of the table: counters, and the modelled time apart from them.
 #[derive(PartialEq)]
 struct Row {
@@ -111,7 +101,7 @@ fn row(case: &Case, launch: &Value) -> Row {
         let fetched = if sampled {
             dash()
         } else {
-            format!("{:.3}", weight_sectors(launch) * 32.0 / case.weight_bytes)
+            format!("{:.3}", (number(launch, "/unique_read_bytes") - case.other_bytes) / case.weight_bytes)
         };
         (fetched, format!("{:.2}", machine * 32.0 / case.weights))
     } else {
@@ -141,7 +131,7 @@ fn header() -> String {
 # Written by QWENVL_WRITE_REPORT=1 cudasim env cargo test --features cuda --test kernels_cuda report
 # reg registers; sp bytes spilled; KiB of shared memory; wp warps that fit a multiprocessor; s/r sectors of 32 bytes per
 # request of global memory; over: sectors over those that the bytes asked for would fill; conf: % of wavefronts of
-# shared memory that bank conflicts add; w: weights' bytes fetched over their size; byt: distinct bytes read and written
+# shared memory that bank conflicts add; w: bytes read of weights over their size; byt: distinct bytes read and written
 # over the least; i/w machine instructions of a lane per weight; i/mma of a warp per mma; us: modelled time of the kernel
 # alone, beside which a graph takes 1.3 us between kernels; bound: the least bytes at 1.80 TB/s or the least operations
 # at 312 TFLOP/s; %: bound over us; what limits it. A dash where only some blocks were run.

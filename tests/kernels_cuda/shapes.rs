@@ -5,7 +5,7 @@ use qwenvl::kernels::cuda::attention::{
     self, FlashAttention, Keys, PagedAttention, Sequence, arrivals_len, partials_bytes,
 };
 use qwenvl::kernels::cuda::linear::{
-    self, Finish, Kv, Linear, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
 };
 use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
@@ -15,7 +15,7 @@ use qwenvl_graph::op::{Heads, MRope, VisionRope};
 use qwenvl_graph::{Activation, DType};
 
 /// A launch, and the least that it has to move and compute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Case {
     pub name: String,
     /// Bytes read from memory and written to it.
@@ -24,6 +24,8 @@ pub struct Case {
     /// Weights, and their bytes, of a linear layer.
     pub weights: f64,
     pub weight_bytes: f64,
+    /// What a linear layer reads beside them: rows, residuals, and parts of sums that several blocks have.
+    pub other_bytes: f64,
     /// So much work that a simulator had better run a part of the blocks.
     pub large: bool,
 }
@@ -175,9 +177,11 @@ impl Shapes<'_> {
         };
         let (h, f) = (model.hidden, model.intermediate);
         let qkv = (model.heads.n_heads + 2 * model.heads.n_kv_heads) * 128;
-        self.linear(&format!("{name} qkv"), kind, regime, m, qkv, h, What::Qkv(model.heads));
+        // Of one row the norm is a prologue.
+        let norm = if m == 1 { "norm+" } else { "" };
+        self.linear(&format!("{name} {norm}qkv"), kind, regime, m, qkv, h, What::Qkv(model.heads));
         self.linear(&format!("{name} o"), kind, regime, m, h, h, What::Residual);
-        self.linear(&format!("{name} gate_up"), kind, regime, m, 2 * f, h, What::SwiGlu);
+        self.linear(&format!("{name} {norm}gate_up"), kind, regime, m, 2 * f, h, What::SwiGlu);
         self.linear(&format!("{name} down"), kind, regime, m, h, f, What::Residual);
     }
 
@@ -197,6 +201,7 @@ impl Shapes<'_> {
             WeightKind::Int8 => "int8",
             WeightKind::Dense => "bf16",
         };
+        let normalised = name.contains("norm+");
         // Bytes of an output with what else is read for it.
         let per_output = match what {
             What::Qkv(_) | What::QuickGelu | What::Gelu | What::VisionQkv | What::Store => 2.0,
@@ -205,16 +210,19 @@ impl Shapes<'_> {
             What::Logits => 4.0,
         };
         let weight_bytes = kind.matrix_bytes(n, k) as f64;
+        let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
+        let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
+        let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
         let case = Case {
             name: format!("{name} {bits} m={m}"),
-            bytes: weight_bytes + (m * k * 2) as f64 + (m * n) as f64 * per_output,
+            bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
             flops: 2.0 * (m * n) as f64 * k as f64,
             weights: n as f64 * k as f64,
             weight_bytes,
-            large: regime == Regime::Prefill || n > 150_000,
+            other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
+            large: regime == Regime::Prefill,
         };
         self.case(case, |kernels| {
-            let n_runs = linear::runs(n, k, kernels.sm_count() as usize);
             let out = memory(m * n * 4);
             let (order, finish) = match what {
                 What::Residual => (RowOrder::Plain, Finish::AddResidual(out)),
@@ -239,7 +247,7 @@ impl Shapes<'_> {
                 kind,
                 half: BF16,
                 regime,
-                x: memory(m * k * 2),
+                x: memory(m * k * 4),
                 ldx: k,
                 w: memory(kind.matrix_bytes(n, k)),
                 order,
@@ -255,8 +263,16 @@ impl Shapes<'_> {
                     arrivals: zeroed(n.div_ceil(256) * 4),
                 },
             };
+            let norm = Normalised { weight: memory(k * 4), eps: 1e-6 };
             // SAFETY: memory is as long as the shapes say.
-            Box::new(move |stream| unsafe { kernels.linear(stream, &l) }.expect("launch"))
+            Box::new(move |stream| unsafe {
+                if normalised {
+                    kernels.linear_of_norm(stream, &l, &norm)
+                } else {
+                    kernels.linear(stream, &l)
+                }
+                .expect("launch")
+            })
         });
     }
 
@@ -268,9 +284,7 @@ impl Shapes<'_> {
             name: format!("decode {} attention {n} x {keys} keys", model.name),
             bytes,
             flops: 4.0 * (n * keys * width) as f64,
-            weights: 0.0,
-            weight_bytes: 0.0,
-            large: false,
+            ..Case::default()
         };
         self.case(case, |kernels| {
             let (kv, page_table) = pages(heads, n * keys);
@@ -308,9 +322,8 @@ impl Shapes<'_> {
             name: format!("prefill {} attention {tokens} after {past}", model.name),
             bytes: (tokens * width * 4 + (past + tokens) * heads.n_kv_heads * 512) as f64,
             flops: 4.0 * width as f64 * pairs,
-            weights: 0.0,
-            weight_bytes: 0.0,
             large: true,
+            ..Case::default()
         };
         self.case(case, |kernels| {
             let sequence = [Sequence { first: 0, rows: tokens as u32, past: past as u32, pages: 0 }];
@@ -334,9 +347,8 @@ impl Shapes<'_> {
             name: format!("vision attention {patches}"),
             bytes: (patches * 5120 * 2) as f64,
             flops: 4.0 * 1280.0 * (patches as f64).powi(2),
-            weights: 0.0,
-            weight_bytes: 0.0,
             large: true,
+            ..Case::default()
         };
         self.case(case, |kernels| {
             let sequence = [Sequence { first: 0, rows: patches as u32, past: 0, pages: 0 }];
@@ -498,8 +510,20 @@ impl Shapes<'_> {
     }
 }
 
+/// Bytes of parts of sums that the blocks of a linear layer of small m leave for the last of a strip.
+fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
+    let (strips, groups) = (n.div_ceil(256), k.div_ceil(128));
+    let run_of = |unit: usize| ((unit + 1) * n_runs - 1) / (strips * groups);
+    let parts = (0..strips).map(|strip| {
+        let runs = run_of((strip + 1) * groups - 1) - run_of(strip * groups) + 1;
+        if runs > 1 { runs } else { 0 }
+    });
+    // A lane has two rows.
+    (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
+}
+
 fn streaming(name: String, bytes: usize) -> Case {
-    Case { name, bytes: bytes as f64, flops: 0.0, weights: 0.0, weight_bytes: 0.0, large: false }
+    Case { name, bytes: bytes as f64, ..Case::default() }
 }
 
 fn decoder_rope(rows: usize) -> Rope {
