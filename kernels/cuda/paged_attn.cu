@@ -100,7 +100,7 @@ __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 p
 // counter is zero again afterwards: nothing has to reset it, however many blocks come the next time.
 __device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
     __threadfence();
-    __syncthreads();
+    __syncthreads(); // all of the block has written, and nobody reads what the flag overwrites
     if (threadIdx.x == 0) {
         *flag = atomicInc(arrivals, count - 1) == count - 1;
     }

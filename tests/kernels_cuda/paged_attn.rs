@@ -201,10 +201,12 @@ fn paged_attn_takes_more_chunks_than_blocks() {
     let width = 2 * group * D;
     let q = encode(Half::BF16, &rng.normals(lengths.len() * width));
     let members: Vec<usize> = (0..lengths.len()).collect();
-    let together = run_decode(Half::BF16, &pool, &members, group, 128, &q);
-    for m in [29, 30] {
-        let rows = m * width..(m + 1) * width;
-        let alone = run_decode(Half::BF16, &pool, &[m], group, 128, &q[rows.clone()]);
-        assert_eq!(alone[..width], together[rows], "{} keys", lengths[m]);
+    for chunk in [128, 256] {
+        let together = run_decode(Half::BF16, &pool, &members, group, chunk, &q);
+        for m in [29, 30] {
+            let rows = m * width..(m + 1) * width;
+            let alone = run_decode(Half::BF16, &pool, &[m], group, chunk, &q[rows.clone()]);
+            assert_eq!(alone[..width], together[rows], "{} keys, chunks of {chunk}", lengths[m]);
+        }
     }
 }
