@@ -118,7 +118,6 @@ struct QwenvlAttention {
 struct QwenvlDecodeAttention {
     const void *q;  // [n_seqs, ldq]
     void *out;      // [n_seqs, ldo]
-    float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
     float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
@@ -137,7 +136,6 @@ struct QwenvlNorm {
     const float *bias;              // layer_norm only
     const unsigned int *row_index;  // rows of x to take, or null for all in order
     void *out;                      // [rows, cols]
-    float *sums;                    // rms_norm only: [rows, cols / 128], of the rounded outputs of each group; or null
     unsigned int rows, cols;
     float eps;
 };

@@ -105,27 +105,13 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Norm`] says; row indices are in range.
     pub unsafe fn norm(&self, stream: &CudaStream, n: &Norm) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.norm_with_sums(stream, n, 0) }
-    }
-
-    /// The same; RMSNorm also writes the sum of the rounded results of each 128 columns, `[rows, cols / 128]` f32, for
-    /// a linear layer that takes its zero points out by groups. No sums if the address is 0.
-    ///
-    /// # Errors
-    /// As [`Kernels::norm`].
-    ///
-    /// # Safety
-    /// As [`Kernels::norm`].
-    pub unsafe fn norm_with_sums(&self, stream: &CudaStream, n: &Norm, sums: Address) -> Result<()> {
         // LayerNorm has a warp for each row, RMSNorm a block.
         let (name, bias, most, rows_per_block) = match n.kind {
             NormKind::Rms => ("rms_norm", ptr::null(), MAX_RMS_COLS, 1),
             NormKind::Layer(bias) => ("layer_norm", bias as *const f32, MAX_LAYER_COLS, 8),
         };
-        let step = if sums != 0 { 128 } else { 4 };
-        check(name, n.rows > 0 && n.cols % step == 0 && (1..=most).contains(&n.cols), || {
-            format!("{} rows of {} columns, expected a multiple of {step} up to {most}", n.rows, n.cols)
+        check(name, n.rows > 0 && n.cols % 4 == 0 && (1..=most).contains(&n.cols), || {
+            format!("{} rows of {} columns, expected a multiple of 4 up to {most}", n.rows, n.cols)
         })?;
         let p = abi::QwenvlNorm {
             x: n.x as *const f32,
@@ -133,7 +119,6 @@ impl Kernels {
             bias,
             row_index: n.row_index.map_or(ptr::null(), |r| r as *const u32),
             out: n.out as *mut c_void,
-            sums: sums as *mut f32,
             rows: n.rows as u32,
             cols: n.cols as u32,
             eps: n.eps as f32,

@@ -1,4 +1,5 @@
 //! A CUDA device for tests: a real one, or the simulated one of `cudasim env`.
+#![allow(dead_code)]
 
 use std::sync::{Arc, LazyLock};
 
