@@ -13,6 +13,10 @@ use crate::weights::WeightFormat;
 pub const RECORD: usize = 128;
 /// Outputs of a strip: what a block of threads works on.
 pub const STRIP: usize = 256;
+/// Logits that a block of the sampler looks at.
+pub const SAMPLE_SLICE: usize = 4096;
+/// Words of u32 of the parameters of a row of the sampler.
+pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
 pub const SMALL_ROWS: usize = 64;
 /// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract.
@@ -61,12 +65,21 @@ pub struct Workspace {
     pub attention: Range<u64>,
     /// Arrival counters, u32.
     pub arrivals: Range<u64>,
-    /// Scores and histories of the sampler.
+    /// What the host sends to the sampler: parameters of rows, and histories.
     pub sampling: Range<u64>,
+    /// Scores of the sampler, f32.
+    pub scores: Range<u64>,
+    /// The best of each slice of the vocabulary, u64.
+    pub best: Range<u64>,
     /// Tokens picked, u32.
     pub tokens: Range<u64>,
     /// All of it.
     pub total_bytes: u64,
+}
+
+/// Words of u32 with a bit for each id of a vocabulary, an even number.
+pub fn history_words(vocab: usize) -> usize {
+    2 * vocab.div_ceil(64)
 }
 
 /// Longest side of a picture in patches, for the largest aspect ratio.
@@ -115,7 +128,6 @@ impl Workspace {
             _ => None,
         });
         let strips = strips.max().unwrap_or(0);
-        let bits = t.vocab_size.div_ceil(32);
         Workspace {
             mrope: take(options.context_tokens * t.head_dim() / 2 * 8),
             vision_rope: take(max_side_patches(options.max_patches) * v.head_dim() / 4 * 8),
@@ -128,7 +140,9 @@ impl Workspace {
             partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
             attention: take(options.max_seqs * heads * chunks * (t.head_dim() + 2) * 4),
             arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
-            sampling: take(options.max_seqs * (t.vocab_size + bits + 8) * 4),
+            sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
+            scores: take(options.max_seqs * t.vocab_size * 4),
+            best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
             tokens: take(options.max_seqs * 4),
             total_bytes: at,
         }

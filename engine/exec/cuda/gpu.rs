@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, result,
+    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
+    result,
 };
 
 use crate::error::{Error, Result};
@@ -80,6 +81,13 @@ impl Gpu {
     pub(super) fn copy(&self, step: &str, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: callers pass ranges within their blocks that do not overlap.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(failed(step))
+    }
+
+    /// Copies to the host once everything before is done, and waits for it.
+    pub(super) fn read<T: DeviceRepr>(&self, step: &str, from: u64, to: &mut [T]) -> Result<()> {
+        // SAFETY: callers pass ranges within their blocks, and `to` is used after the wait.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(failed(step))?;
+        self.wait(step)
     }
 
     /// Waits for everything.
