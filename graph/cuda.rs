@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::builder::{Graph, WeightId, WeightKind};
 use crate::config::ModelConfig;
+use crate::dtype::DType;
 use crate::op::Op;
 use crate::plan::PlanOptions;
 use crate::weights::WeightFormat;
@@ -149,13 +150,22 @@ impl Workspace {
     }
 }
 
-/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding
-/// table once more by rows where it is the head as well.
-pub fn weights_bytes(graphs: [&Graph; 2]) -> u64 {
-    graphs.iter().map(|graph| graph_bytes(graph)).sum()
+/// Whether the head's records serve as the embedding table: where both are one matrix, and the file has it in
+/// the activations' type, so that no embedding is rounded.
+pub fn shares_table(graph: &Graph, table: WeightId, activation: DType) -> bool {
+    let is_same =
+        |op: &Op| matches!(op, Op::Linear { parts, .. } if parts.len() == 1 && parts[0].weight == table);
+    let WeightKind::Matrix { format, .. } = graph.weight(table).kind else { return false };
+    format == WeightFormat::Dense(activation) && graph.nodes.iter().any(|node| is_same(&node.op))
 }
 
-fn graph_bytes(graph: &Graph) -> u64 {
+/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding table
+/// by rows unless [`shares_table`] holds.
+pub fn weights_bytes(graphs: [&Graph; 2], activation: DType) -> u64 {
+    graphs.iter().map(|graph| graph_bytes(graph, activation)).sum()
+}
+
+fn graph_bytes(graph: &Graph, activation: DType) -> u64 {
     let weight = |id: WeightId| graph.weight(id).kind;
     let matrices = graph.nodes.iter().map(|node| match &node.op {
         Op::Linear { parts, k, .. } => {
@@ -165,7 +175,7 @@ fn graph_bytes(graph: &Graph) -> u64 {
                 WeightKind::Vector { .. } => 0,
             }
         }
-        Op::Embed { table } => graph.weight(*table).bytes(),
+        Op::Embed { table } if !shares_table(graph, *table, activation) => graph.weight(*table).bytes(),
         _ => 0,
     });
     let vectors = graph.weights.iter().map(|w| match w.kind {

@@ -12,7 +12,7 @@ use cuda::{HALVES, POISON, Rig, decode, encode, roundoff};
 use half::f16;
 use qwenvl::kernels::cuda::Half;
 use qwenvl::kernels::cuda::linear::{Kv, Rope, RopePairs};
-use qwenvl::kernels::cuda::norm::{Embed, Frames, MAX_LAYER_COLS, Norm, NormKind, Patchify};
+use qwenvl::kernels::cuda::norm::{Embed, Frames, MAX_LAYER_COLS, Norm, NormKind, Patchify, Table};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, SampleRow, best_len};
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
@@ -146,7 +146,7 @@ fn embed_takes_rows_of_every_type_and_visual_rows_where_they_are_named() {
             let (table, out) = (rig.upload(&bytes), rig.filled(0f32, tokens.len() * cols));
             let call = Embed {
                 table: table.address(),
-                table_dtype: kind,
+                stored: Table::Rows(kind),
                 vocab,
                 tokens: tokens_at.address(),
                 visual: visual_at.address(),

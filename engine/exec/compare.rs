@@ -81,7 +81,7 @@ pub fn compare(
 }
 
 /// Half the distance of neighbours, relative.
-fn unit_roundoff(activation: DType) -> f64 {
+pub(super) fn unit_roundoff(activation: DType) -> f64 {
     match activation {
         DType::BF16 => 1.0 / 256.0,
         DType::F16 => 1.0 / 2048.0,
@@ -127,7 +127,7 @@ fn noise(program: &Program, step: usize, unit: f64) -> f64 {
 
 /// The largest difference of two results in parts of six standard deviations, of which a billion numbers
 /// have none beyond.
-fn worst(found: &[f32], expected: &[f32], cols: usize, noise: f64) -> f64 {
+pub(super) fn worst(found: &[f32], expected: &[f32], cols: usize, noise: f64) -> f64 {
     assert_eq!(found.len(), expected.len(), "both have as many rows");
     let mut worst = 0f64;
     for (found, expected) in found.chunks(cols).zip(expected.chunks(cols)) {

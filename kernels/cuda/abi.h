@@ -65,6 +65,7 @@ enum QwenvlSourceKind {
     QWENVL_BF16 = 3,
     QWENVL_F16 = 4,
     QWENVL_F32 = 5,
+    QWENVL_RECORDS = 6,  // of an embedding table: the records of the head, 16-bit
 };
 
 struct QwenvlSource {
@@ -147,7 +148,7 @@ struct QwenvlEmbed {
     const unsigned int *visual_index;
     float *out;  // [rows, cols]
     unsigned int rows, cols, vocab;
-    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16 or QWENVL_F32
+    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32 or QWENVL_RECORDS
 };
 
 // Rows by index, activations, sums.

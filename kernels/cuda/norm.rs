@@ -50,8 +50,8 @@ pub struct Norm {
 pub struct Embed {
     /// `[vocab, cols]`.
     pub table: Address,
-    /// Its type.
-    pub table_dtype: DType,
+    /// How it is stored.
+    pub stored: Table,
     /// Its rows.
     pub vocab: usize,
     /// `[rows]` u32.
@@ -68,6 +68,15 @@ pub struct Embed {
     pub rows: usize,
     /// Columns; a multiple of 4.
     pub cols: usize,
+}
+
+/// How an embedding table is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Row by row, in this type.
+    Rows(DType),
+    /// As the dense records of a head that is tied to it, with rows in order, in the activations' type.
+    Records,
 }
 
 /// One temporal slice of a picture on the device.
@@ -146,11 +155,12 @@ impl Kernels {
             rows: e.rows as u32,
             cols: e.cols as u32,
             vocab: e.vocab as u32,
-            table_kind: match e.table_dtype {
-                DType::BF16 => abi::QWENVL_BF16,
-                DType::F16 => abi::QWENVL_F16,
-                DType::F32 => abi::QWENVL_F32,
-                DType::I32 => return check("embed", false, || "a table of i32".into()),
+            table_kind: match e.stored {
+                Table::Records => abi::QWENVL_RECORDS,
+                Table::Rows(DType::BF16) => abi::QWENVL_BF16,
+                Table::Rows(DType::F16) => abi::QWENVL_F16,
+                Table::Rows(DType::F32) => abi::QWENVL_F32,
+                Table::Rows(DType::I32) => return check("embed", false, || "a table of i32".into()),
             },
         };
         let name = format!("embed_{}", e.half.name());

@@ -1,7 +1,7 @@
 //! norm, embed, patchify, pointwise.
 
 use qwenvl::kernels::cuda::linear::{Kv, Rope, RopePairs};
-use qwenvl::kernels::cuda::norm::{Embed, MAX_LAYER_COLS, Norm, NormKind, Patchify};
+use qwenvl::kernels::cuda::norm::{Embed, MAX_LAYER_COLS, Norm, NormKind, Patchify, Table};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use qwenvl_graph::op::{Heads, MRope};
 use qwenvl_graph::{Activation, DType};
@@ -140,7 +140,7 @@ fn embedding_takes_visual_rows_where_they_are_named() {
             let stream = gpu().stream();
             let e = Embed {
                 table: table.at,
-                table_dtype: dtype,
+                stored: Table::Rows(dtype),
                 vocab,
                 tokens: tokens.at,
                 visual: seen.at,

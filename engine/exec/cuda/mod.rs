@@ -9,6 +9,7 @@ mod bind;
 mod gpu;
 mod inputs;
 mod sampling;
+mod self_test;
 mod step;
 
 use std::ops::Range;
@@ -23,6 +24,7 @@ use qwenvl_graph::cuda::{self, Workspace};
 use qwenvl_graph::positions::vision_positions;
 use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan, Program};
 use sampling::{Places, Sampling};
+pub use self_test::{KernelTest, self_test};
 use step::{Call, Steps};
 
 use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall, Watch, Written};
@@ -114,6 +116,30 @@ pub fn device(ordinal: usize) -> Result<Device> {
     })
 }
 
+/// How many GPUs the driver has, and the CUDA version it is for.
+///
+/// # Errors
+/// [`Error::Unsupported`] without a driver, [`Error::Cuda`] if it does not answer.
+pub fn driver() -> Result<(usize, (u32, u32))> {
+    gpu::find_driver("CUDA")?;
+    let step = "asking the driver";
+    let n = cudarc::driver::CudaContext::device_count().map_err(failed(step))?;
+    let version = cuda_kernels::driver_version().map_err(|e| kernel_error(step, e))?;
+    Ok((n as usize, version))
+}
+
+/// Compute capability of GPU `ordinal`, and free and total bytes of its memory.
+///
+/// # Errors
+/// As [`device`].
+pub fn capability(ordinal: usize) -> Result<((u32, u32), u64, u64)> {
+    let gpu = Gpu::open(ordinal)?;
+    let step = format!("asking cuda:{ordinal}");
+    let (major, minor) = gpu.context.compute_capability().map_err(failed(&step))?;
+    let (free, total) = gpu.context.mem_get_info().map_err(failed(&step))?;
+    Ok(((major as u32, minor as u32), free as u64, total as u64))
+}
+
 impl CudaExecutor {
     /// Binds a plan made by [`device`] to a validated checkpoint on GPU `ordinal`: takes all memory, uploads
     /// and repacks the weights, captures the decode graphs.
@@ -144,7 +170,7 @@ impl CudaExecutor {
         let graphs = [&plan.vision.graph, &plan.prefill.graph];
         let layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
 
-        let weights = gpu.block("weights", cuda::weights_bytes(graphs))?;
+        let weights = gpu.block("weights", cuda::weights_bytes(graphs, plan.activation))?;
         let (total, mut done) = (plan.memory.weights_bytes, 0);
         let mut advance = |bytes: u64| {
             done += bytes;
@@ -156,6 +182,7 @@ impl CudaExecutor {
             staging: &mut staging,
             checkpoint: &checkpoint,
             half,
+            activation: plan.activation,
             at: weights.address(),
             end: weights.address() + weights.bytes(),
             advance: &mut advance,
@@ -352,7 +379,7 @@ impl CudaExecutor {
 }
 
 /// An error of a launcher at `step`.
-fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
+pub(super) fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
     match error {
         cuda_kernels::Error::Unsupported { what, help } => Error::Unsupported { what, help },
         other => Error::Cuda { step: step.to_string(), problem: other.to_string() },

@@ -119,10 +119,10 @@ impl Steps<'_> {
                     kernels.patchify(stream, &patchify)
                 }
                 Op::Embed { .. } => {
-                    let (table, table_dtype) = weights.table();
+                    let (table, stored) = weights.table();
                     let embed = Embed {
                         table,
-                        table_dtype,
+                        stored,
                         vocab: self.plan.config.text.vocab_size,
                         tokens: call.tokens,
                         visual: self.addresses.visual,
