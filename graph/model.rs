@@ -34,7 +34,66 @@ pub struct StepTime {
     pub limiter: &'static str,
 }
 
+/// Steps of decoding that do the same in every layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPart {
+    /// The op, and the first of its weights where there are several of the op.
+    pub name: String,
+    /// Its kernel.
+    pub kernel: &'static str,
+    /// How many steps.
+    pub steps: usize,
+    /// Their modelled time, launches included.
+    pub seconds: f64,
+    /// What their bytes take at the device's best bandwidth.
+    pub bound_s: f64,
+    /// As [`StepTime::limiter`], of the last of them.
+    pub limiter: &'static str,
+}
+
 impl Plan {
+    /// Where the modelled time of a token of one sequence goes, with `context` tokens before it, the largest
+    /// part first; `None` for devices that are not modelled.
+    pub fn token_parts(&self, context: usize) -> Option<Vec<TokenPart>> {
+        let (program, sizes) = (&self.decode, Sizes::decode(1, context));
+        let mut parts: Vec<TokenPart> = Vec::new();
+        for (at, node) in program.graph.nodes.iter().enumerate() {
+            let time = self.step_time(program, at, &sizes)?;
+            let bound_s = program.step_cost(at, &sizes).bytes() as f64 / self.device.read_bytes_per_s;
+            let name = match &node.op {
+                Op::Linear { parts, .. } => {
+                    let weight = &program.graph.weight(parts[0].weight).name;
+                    format!("{} {}", node.op.name(), weight.rsplit('.').next().unwrap_or(weight))
+                }
+                op => op.name().to_string(),
+            };
+            match parts.iter_mut().find(|p| p.name == name) {
+                Some(part) => {
+                    part.steps += 1;
+                    part.seconds += time.seconds;
+                    part.bound_s += bound_s;
+                    part.limiter = time.limiter;
+                }
+                None => parts.push(TokenPart {
+                    name,
+                    kernel: program.kernels[at].name,
+                    steps: 1,
+                    seconds: time.seconds,
+                    bound_s,
+                    limiter: time.limiter,
+                }),
+            }
+        }
+        parts.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Some(parts)
+    }
+
+    /// Seconds of a modelled token that are launches: between kernels, and while one fills and drains.
+    pub fn launches_s(&self) -> f64 {
+        let views = |op: &Op| matches!(op, Op::MergeRows { .. });
+        self.decode.graph.nodes.iter().filter(|n| !views(&n.op)).count() as f64 * LAUNCH_S
+    }
+
     /// The modelled time of one step at the given sizes; `None` for devices that are not modelled.
     pub fn step_time(&self, program: &Program, step: usize, sizes: &Sizes) -> Option<StepTime> {
         time(&self.device, program, step, sizes)

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Value as Json, json};
 
 use crate::cost::Cost;
-use crate::fit::CardRow;
+use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow, card_measured};
+use crate::model::TokenPart;
 use crate::plan::{Plan, Program};
 
 impl Plan {
@@ -34,8 +35,29 @@ impl Plan {
             "fits": self.fits(),
             "bound_tokens_per_s": self.card_rows().map(|rows| rows_json(&rows)),
             "modelled_tokens_per_s": self.modelled_rows().map(|rows| rows_json(&rows)),
+            "modelled_token": self.modelled_rows().map(|_| self.token_json()),
+            "card_tokens_per_s": card_measured(&self.config),
             "programs": self.programs().map(|p| program_json(self, p)),
         })
+    }
+
+    /// Where a modelled token's time goes at the inputs of the model card.
+    fn token_json(&self) -> Json {
+        let part = |p: TokenPart| {
+            json!({
+                "name": p.name,
+                "kernel": p.kernel,
+                "steps": p.steps,
+                "modelled_s": p.seconds,
+                "bound_s": p.bound_s,
+                "limiter": p.limiter,
+            })
+        };
+        let input = |&tokens: &usize| {
+            let parts = self.token_parts(tokens + CARD_OUTPUT_TOKENS / 2).into_iter().flatten();
+            json!({ "input_tokens": tokens, "parts": parts.map(part).collect::<Vec<_>>() })
+        };
+        CARD_INPUT_TOKENS.iter().map(input).collect()
     }
 
     /// The plan as a text table: memory, then the steps of each program grouped by kind.

@@ -11,6 +11,7 @@ use cudarc::driver::CudaContext;
 use qwenvl::graph::DType;
 use qwenvl::{Checkpoint, Engine, EngineOptions, Request, Result, Target};
 use random_checkpoint::{Format, Size};
+use serde_json::Value;
 
 /// Times that a child tries to load and answer.
 const TRIES: usize = 30;
@@ -96,7 +97,7 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
     for (kind, step, steps) in [
         ("alloc", 9, ["allocating pinned memory", "for the arena", "sending"]),
         ("copy", 23, ["loading kernels", "sending model.", "sending inputs"]),
-        ("launch", 17, ["repacking", "decode step", "prefill step"]),
+        ("launch", 17, ["repacking", "prefill step", "decode graph"]),
         ("module", 2, ["loading", "loading", "loading"]),
     ] {
         let places = [1, 3].into_iter().chain((1..TRIES).map(|n| 4 + n * (n + 1) / 2 * step));
@@ -177,4 +178,47 @@ fn the_device_holds_what_the_plan_states() {
         assert!(loaded >= planned && loaded <= planned + 5 * (2 << 20), "{line}");
         assert_eq!(loaded, answered, "an answer takes nothing");
     }
+}
+
+/// What `qwenvl check --json` says, and its exit code.
+fn check(faults: &str) -> (Value, Option<i32>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_qwenvl"))
+        .args(["check", "--json"])
+        .env("CUDASIM_FAIL", faults)
+        .env("CUDASIM_COUNTERS", "0")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {text}")), output.status.code())
+}
+
+#[test]
+fn check_tests_every_kernel_on_every_device() {
+    let (report, code) = check("");
+    assert_eq!((&report["passed"], code), (&true.into(), Some(0)), "{report:#}");
+    let device = &report["cuda"]["devices"][0];
+    let tests = device["tests"].as_array().unwrap();
+    for kernel in [
+        "dense_gemm",
+        "embed",
+        "flash_attn",
+        "int4_gemm",
+        "int8_gemm",
+        "norm",
+        "paged_attn",
+        "patchify",
+        "pointwise",
+        "rope",
+        "sample",
+    ] {
+        assert!(tests.iter().any(|t| t["kernel"] == kernel), "{kernel}: {tests:#?}");
+    }
+    assert!(tests.iter().all(|t| t["passed"] == true && t["worst"].as_f64().unwrap() <= 1.0));
+    if is_real() {
+        return;
+    }
+    let (report, code) = check("sticky:200");
+    assert_eq!((&report["passed"], code), (&false.into(), Some(1)), "{report:#}");
+    let error = report["cuda"]["devices"][0]["error"].as_str().unwrap();
+    assert!(error.starts_with("CUDA: "), "{error}");
 }
