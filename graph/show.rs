@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::cost::Cost;
 use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow, card_measured};
-use crate::model::TokenPart;
+use crate::model::{DESIGN, SIMULATED, TokenPart};
 use crate::plan::{Plan, Program};
 
 impl Plan {
@@ -34,14 +34,15 @@ impl Plan {
             "total_bytes": m.total_bytes(),
             "fits": self.fits(),
             "bound_tokens_per_s": self.card_rows().map(|rows| rows_json(&rows)),
-            "modelled_tokens_per_s": self.modelled_rows().map(|rows| rows_json(&rows)),
-            "modelled_token": self.modelled_rows().map(|_| self.token_json()),
+            "modelled_tokens_per_s": self.modelled_rows(&DESIGN).map(|rows| rows_json(&rows)),
+            "simulated_tokens_per_s": self.modelled_rows(&SIMULATED).map(|rows| rows_json(&rows)),
+            "simulated_token": self.modelled_rows(&SIMULATED).map(|_| self.token_json()),
             "card_tokens_per_s": card_measured(&self.config),
             "programs": self.programs().map(|p| program_json(self, p)),
         })
     }
 
-    /// Where a modelled token's time goes at the inputs of the model card.
+    /// Where a token's time goes as simulated, at the inputs of the model card.
     fn token_json(&self) -> Json {
         let part = |p: TokenPart| {
             json!({
@@ -54,7 +55,7 @@ impl Plan {
             })
         };
         let input = |&tokens: &usize| {
-            let parts = self.token_parts(tokens + CARD_OUTPUT_TOKENS / 2).into_iter().flatten();
+            let parts = self.token_parts(&SIMULATED, tokens + CARD_OUTPUT_TOKENS / 2).into_iter().flatten();
             json!({ "input_tokens": tokens, "parts": parts.map(part).collect::<Vec<_>>() })
         };
         CARD_INPUT_TOKENS.iter().map(input).collect()
@@ -155,7 +156,7 @@ fn program_json(plan: &Plan, program: &Program) -> Json {
         .map(|(at, node)| {
             let kernel = &program.kernels[at];
             let cost = program.step_cost(at, &program.bounds);
-            let time = plan.step_time(program, at, &program.bounds);
+            let time = plan.step_time(&DESIGN, program, at, &program.bounds);
             let output = node.output.map(|id| {
                 let value = program.graph.value(id);
                 let place = program.placements[id.0];
@@ -206,7 +207,7 @@ fn kinds(plan: &Plan, program: &Program) -> Vec<Kind> {
         };
         let output = node.output.map_or("-".into(), |v| program.graph.value(v).shape.to_string());
         let cost = program.step_cost(at, &program.bounds);
-        let seconds = plan.step_time(program, at, &program.bounds).map(|t| t.seconds);
+        let seconds = plan.step_time(&DESIGN, program, at, &program.bounds).map(|t| t.seconds);
         let op = node.op.name();
         match out.iter_mut().find(|k| k.op == op && k.kernel == kernel && k.output == output) {
             Some(kind) => {

@@ -369,7 +369,7 @@ fn plan_tells_what_fits_an_a100_and_what_would() {
     assert_eq!(plan["kv_bytes_per_token"], 327_680);
     assert!(plan["largest_context_tokens"].as_u64().unwrap() >= 32768);
     assert_eq!(plan["would_fit"], json!([]));
-    assert_eq!(plan["modelled_token"].as_array().unwrap().len(), 4);
+    assert_eq!(plan["simulated_token"].as_array().unwrap().len(), 4);
     assert_eq!(plan["card_tokens_per_s"], json!([12.0, 8.33, 5.72, 3.39]));
     let table = qwenvl(&args(text(&file))).ok();
     assert!(
@@ -377,7 +377,7 @@ fn plan_tells_what_fits_an_a100_and_what_would() {
         "{table}"
     );
     // Where the time goes, beside physics and the card.
-    for line in ["linear+residual down_proj", "physical bound", "modelled over the card's"] {
+    for line in ["linear+residual down_proj", "physical bound", "simulated over the card's"] {
         assert!(table.contains(line), "{table}");
     }
 
