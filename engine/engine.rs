@@ -10,7 +10,7 @@ use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::exec::cpu::{CacheUse, CpuExecutor, Progress};
-use crate::exec::{Executor, Peaks};
+use crate::exec::{Executor, Peaks, Watch};
 use crate::frontend::{Frontend, Prepared, ms};
 use crate::generate::{Event, RequestId, Scheduler, Work};
 use crate::host;
@@ -215,6 +215,11 @@ impl Engine {
     /// Memory bandwidth and arithmetic of the device, measured now.
     pub fn measure(&mut self) -> Peaks {
         self.executor.measure()
+    }
+
+    /// Has `watch` shown what every step writes from now on: see [`Executor::watch`].
+    pub fn watch(&mut self, watch: Option<Watch>) {
+        self.executor.watch(watch);
     }
 
     /// Starts an answer: an iterator of tokens. Dropping it before the end stops the answer. Requests

@@ -258,6 +258,19 @@ fn argmax(scores: &[f32], position: u64) -> Result<u32> {
     }
 }
 
+/// Why no token can be picked from the logits of the token at `position`, which a device could not use.
+#[cfg(feature = "cuda")]
+pub(crate) fn unusable(logits: &[f32], position: u64) -> Error {
+    match argmax(logits, position) {
+        Err(error) => error,
+        Ok(_) => Error::Logits {
+            position,
+            found: "scores beyond the range of f32".into(),
+            expected: "a larger temperature, or a penalty nearer to 1".into(),
+        },
+    }
+}
+
 /// A number in `0..1`, a multiple of 2^-32: the first word of Philox under `seed` at `position`.
 fn uniform(seed: u64, position: u64) -> f64 {
     let word =

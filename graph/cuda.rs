@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::builder::{Graph, WeightId, WeightKind};
 use crate::config::ModelConfig;
+use crate::dtype::DType;
 use crate::op::Op;
 use crate::plan::PlanOptions;
 use crate::weights::WeightFormat;
@@ -13,9 +14,15 @@ use crate::weights::WeightFormat;
 pub const RECORD: usize = 128;
 /// Outputs of a strip: what a block of threads works on.
 pub const STRIP: usize = 256;
+/// Logits that a block of the sampler looks at.
+pub const SAMPLE_SLICE: usize = 4096;
+/// Words of u32 of the parameters of a row of the sampler.
+pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
 pub const SMALL_ROWS: usize = 64;
-/// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract.
+/// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract. By the
+/// simulator's model 256 is ahead of 128 for the heads of all three models, from 512 to 30,720 keys (7B at 6,144:
+/// 14.1 and 22.5 µs).
 pub const DECODE_CHUNK_TOKENS: usize = 256;
 /// Decode attention folds the results of this many chunks, then the folds.
 pub const DECODE_SUPER_CHUNKS: usize = 16;
@@ -61,12 +68,21 @@ pub struct Workspace {
     pub attention: Range<u64>,
     /// Arrival counters, u32.
     pub arrivals: Range<u64>,
-    /// Scores and histories of the sampler.
+    /// What the host sends to the sampler: parameters of rows, and histories.
     pub sampling: Range<u64>,
+    /// Scores of the sampler, f32.
+    pub scores: Range<u64>,
+    /// The best of each slice of the vocabulary, u64.
+    pub best: Range<u64>,
     /// Tokens picked, u32.
     pub tokens: Range<u64>,
     /// All of it.
     pub total_bytes: u64,
+}
+
+/// Words of u32 with a bit for each id of a vocabulary, an even number.
+pub fn history_words(vocab: usize) -> usize {
+    2 * vocab.div_ceil(64)
 }
 
 /// Longest side of a picture in patches, for the largest aspect ratio.
@@ -115,7 +131,6 @@ impl Workspace {
             _ => None,
         });
         let strips = strips.max().unwrap_or(0);
-        let bits = t.vocab_size.div_ceil(32);
         Workspace {
             mrope: take(options.context_tokens * t.head_dim() / 2 * 8),
             vision_rope: take(max_side_patches(options.max_patches) * v.head_dim() / 4 * 8),
@@ -128,20 +143,31 @@ impl Workspace {
             partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
             attention: take(options.max_seqs * heads * chunks * (t.head_dim() + 2) * 4),
             arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
-            sampling: take(options.max_seqs * (t.vocab_size + bits + 8) * 4),
+            sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
+            scores: take(options.max_seqs * t.vocab_size * 4),
+            best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
             tokens: take(options.max_seqs * 4),
             total_bytes: at,
         }
     }
 }
 
-/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding
-/// table once more by rows where it is the head as well.
-pub fn weights_bytes(graphs: [&Graph; 2]) -> u64 {
-    graphs.iter().map(|graph| graph_bytes(graph)).sum()
+/// Whether the head's records serve as the embedding table: where both are one matrix, and the file has it in
+/// the activations' type, so that no embedding is rounded.
+pub fn shares_table(graph: &Graph, table: WeightId, activation: DType) -> bool {
+    let is_same =
+        |op: &Op| matches!(op, Op::Linear { parts, .. } if parts.len() == 1 && parts[0].weight == table);
+    let WeightKind::Matrix { format, .. } = graph.weight(table).kind else { return false };
+    format == WeightFormat::Dense(activation) && graph.nodes.iter().any(|node| is_same(&node.op))
 }
 
-fn graph_bytes(graph: &Graph) -> u64 {
+/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding table
+/// by rows unless [`shares_table`] holds.
+pub fn weights_bytes(graphs: [&Graph; 2], activation: DType) -> u64 {
+    graphs.iter().map(|graph| graph_bytes(graph, activation)).sum()
+}
+
+fn graph_bytes(graph: &Graph, activation: DType) -> u64 {
     let weight = |id: WeightId| graph.weight(id).kind;
     let matrices = graph.nodes.iter().map(|node| match &node.op {
         Op::Linear { parts, k, .. } => {
@@ -151,7 +177,7 @@ fn graph_bytes(graph: &Graph) -> u64 {
                 WeightKind::Vector { .. } => 0,
             }
         }
-        Op::Embed { table } => graph.weight(*table).bytes(),
+        Op::Embed { table } if !shares_table(graph, *table, activation) => graph.weight(*table).bytes(),
         _ => 0,
     });
     let vectors = graph.weights.iter().map(|w| match w.kind {

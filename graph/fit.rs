@@ -12,6 +12,23 @@ pub const CARD_INPUT_TOKENS: [usize; 4] = [1, 6144, 14336, 30720];
 /// Tokens that the model card's table generates after each prompt.
 pub const CARD_OUTPUT_TOKENS: usize = 2048;
 
+/// Tokens/s of the speed table in the model card of Qwen2-VL-72B-Instruct-AWQ (Hugging Face hub, 2024): batch 1,
+/// transformers 4.38.2 with FlashAttention 2.6.1 and the kernels of AutoGPTQ 0.6.0 and AutoAWQ 0.2.5 on A100s of
+/// 80 GB. As many of them as the model needs: two to four for BF16, two for Int8, one for four bits but for two at
+/// the longest input.
+const CARD_72B: [(&str, [f64; 4]); 4] = [
+    ("BF16", [8.90, 6.53, 4.39, 2.93]),
+    ("GPTQ-Int8", [9.53, 6.97, 5.04, 3.16]),
+    ("GPTQ-Int4", [11.04, 7.62, 5.39, 3.27]),
+    ("AWQ", [12.00, 8.33, 5.72, 3.39]),
+];
+
+/// What the model card measured at [`CARD_INPUT_TOKENS`], tokens/s, for the models whose card is known.
+pub fn card_measured(config: &ModelConfig) -> Option<[f64; 4]> {
+    let is_72b = config.text.hidden_size == 8192 && config.text.num_hidden_layers == 80;
+    CARD_72B.iter().find(|(format, _)| is_72b && *format == config.format_name()).map(|(_, row)| *row)
+}
+
 /// One row of the model card's speed table, on the plan's device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CardRow {

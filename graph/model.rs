@@ -1,29 +1,78 @@
 //! How long a plan would take on a GPU: a model, not a measurement.
 //!
-//! Every step costs what its bytes and FLOPs cost at the rates below, and a launch. The rates are what the
-//! kernels are designed for; each constant names where it comes from. Whoever shows a number from here
-//! says that it is modelled.
+//! Every step costs what its bytes and FLOPs cost at some rates, and a launch. There are two sets of rates: what
+//! the kernels are designed for, and what the simulator makes of them as they are. Each constant names where it
+//! comes from. Whoever shows a number from here says that it is modelled.
 
+use crate::builder::WeightKind;
 use crate::device::{Device, DeviceKind};
 use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow};
 use crate::op::Op;
 use crate::plan::{Plan, Program};
 use crate::shape::Sizes;
+use crate::weights::WeightFormat;
 
-/// A node of a CUDA graph after the one it depends on: 1.3 µs on an H100 (Hazy Research, "no bubbles",
-/// 2025), taken for all; and 1 µs in which a kernel fills and drains the memory pipeline.
-const LAUNCH_S: f64 = 2.3e-6;
-/// Share of the best read bandwidth that linear layers stream weights at. Design target of the kernels.
-const LINEAR_BANDWIDTH: f64 = 0.955;
-/// Share of it that decode attention streams keys and values at. Design target.
-const ATTENTION_BANDWIDTH: f64 = 0.90;
-/// Shortest decode attention: the latency of reading lengths, page ids, keys and partial results in turn.
-const ATTENTION_FLOOR_S: f64 = 3e-6;
-/// Share of the matrix peak that long products reach. Design target; cuBLAS reaches 0.80 to 0.85.
-const LINEAR_MATRIX: f64 = 0.75;
-/// Share of the matrix peak that attention over many rows reaches. Design target; FlashAttention-2 reports
-/// 0.50 to 0.73.
-const ATTENTION_MATRIX: f64 = 0.65;
+/// Rates of the kernels. Bandwidths are shares of the best read bandwidth of the device, matrix rates of the
+/// peak of its data sheet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// What any step costs beside its work: from one node of a graph to the next, filling and draining.
+    pub launch_s: f64,
+    /// The same for linear layers over few rows.
+    pub linear_launch_s: f64,
+    /// Reading integer weights.
+    pub integer_bandwidth: f64,
+    /// Reading 16-bit weights.
+    pub dense_bandwidth: f64,
+    /// Reading keys and values of one new token.
+    pub attention_bandwidth: f64,
+    /// Shortest decode attention: reading lengths, page ids, keys and partial results in turn.
+    pub attention_floor_s: f64,
+    /// Shortest step of any other kind.
+    pub other_floor_s: f64,
+    /// Long products.
+    pub linear_matrix: f64,
+    /// Attention over many rows.
+    pub attention_matrix: f64,
+}
+
+/// What the kernels are designed for.
+///
+/// Launches: 1.3 µs from node to node on an H100 (Hazy Research, "no bubbles", 2025), taken for all, and 1 µs in
+/// which a kernel fills and drains the memory pipeline. Matrix rates: cuBLAS reaches 0.80 to 0.85 in long
+/// products, FlashAttention-2 reports 0.50 to 0.73.
+pub const DESIGN: Rates = Rates {
+    launch_s: 2.3e-6,
+    linear_launch_s: 2.3e-6,
+    integer_bandwidth: 0.955,
+    dense_bandwidth: 0.955,
+    attention_bandwidth: 0.90,
+    attention_floor_s: 3e-6,
+    other_floor_s: 0.0,
+    linear_matrix: 0.75,
+    attention_matrix: 0.65,
+};
+
+/// What the simulator's model of an A100 80 GB (`tools/cudasim/MODEL.md`, itself good for 15 to 40 %) makes of the
+/// kernels as they are.
+///
+/// Lines through its times, less 0.8 µs that a launch in a stream takes longer than a node of a graph, in µs:
+/// int4, one row, 72B: qkv 30.6, o 25.8, gate and up 160.4, down 82.5; 16 bits: head of 2B 274.8, gate and up of
+/// 7B 161.7; decode attention of 72B over 2,048, 6,144, 14,336 and 30,720 keys: 10.7, 22.8, 39.6, 81.0; a cold
+/// RMSNorm of 8,192 columns: 9.0, of 3,584 columns 5.6. Products at 2,048 rows: 246 TFLOP/s; vision attention: 248;
+/// prefill attention at 6,144 tokens: 208. From `cargo bench --features cuda --bench kernels_cuda` under `cudasim
+/// env` with `CUDASIM_CHECKS=none`, where a line reproduces each of these times within 15 %.
+pub const SIMULATED: Rates = Rates {
+    launch_s: 3.4e-6,
+    linear_launch_s: 4.6e-6,
+    integer_bandwidth: 0.90,
+    dense_bandwidth: 0.96,
+    attention_bandwidth: 0.85,
+    attention_floor_s: 7e-6,
+    other_floor_s: 3e-6,
+    linear_matrix: 0.78,
+    attention_matrix: 0.67,
+};
 
 /// A step's time and what sets it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,34 +83,94 @@ pub struct StepTime {
     pub limiter: &'static str,
 }
 
+/// Steps of decoding that do the same in every layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPart {
+    /// The op, and the first of its weights where there are several of the op.
+    pub name: String,
+    /// Its kernel.
+    pub kernel: &'static str,
+    /// How many steps.
+    pub steps: usize,
+    /// Their modelled time, launches included.
+    pub seconds: f64,
+    /// What their bytes take at the device's best bandwidth.
+    pub bound_s: f64,
+    /// As [`StepTime::limiter`], of the last of them.
+    pub limiter: &'static str,
+}
+
 impl Plan {
+    /// Where the modelled time of a token of one sequence goes, with `context` tokens before it, the largest
+    /// part first; `None` for devices that are not modelled.
+    pub fn token_parts(&self, rates: &Rates, context: usize) -> Option<Vec<TokenPart>> {
+        let (program, sizes) = (&self.decode, Sizes::decode(1, context));
+        let mut parts: Vec<TokenPart> = Vec::new();
+        for (at, node) in program.graph.nodes.iter().enumerate() {
+            let time = self.step_time(rates, program, at, &sizes)?;
+            let bound_s = program.step_cost(at, &sizes).bytes() as f64 / self.device.read_bytes_per_s;
+            let name = match &node.op {
+                Op::Linear { parts, .. } => {
+                    let weight = &program.graph.weight(parts[0].weight).name;
+                    format!("{} {}", node.op.name(), weight.rsplit('.').next().unwrap_or(weight))
+                }
+                op => op.name().to_string(),
+            };
+            match parts.iter_mut().find(|p| p.name == name) {
+                Some(part) => {
+                    part.steps += 1;
+                    part.seconds += time.seconds;
+                    part.bound_s += bound_s;
+                    part.limiter = time.limiter;
+                }
+                None => parts.push(TokenPart {
+                    name,
+                    kernel: program.kernels[at].name,
+                    steps: 1,
+                    seconds: time.seconds,
+                    bound_s,
+                    limiter: time.limiter,
+                }),
+            }
+        }
+        parts.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Some(parts)
+    }
+
     /// The modelled time of one step at the given sizes; `None` for devices that are not modelled.
-    pub fn step_time(&self, program: &Program, step: usize, sizes: &Sizes) -> Option<StepTime> {
-        time(&self.device, program, step, sizes)
+    pub fn step_time(
+        &self,
+        rates: &Rates,
+        program: &Program,
+        step: usize,
+        sizes: &Sizes,
+    ) -> Option<StepTime> {
+        time(&self.device, rates, program, step, sizes)
     }
 
     /// The modelled time of a program at the given sizes, seconds.
-    pub fn program_time(&self, program: &Program, sizes: &Sizes) -> Option<f64> {
-        (0..program.graph.nodes.len()).map(|at| self.step_time(program, at, sizes).map(|t| t.seconds)).sum()
+    pub fn program_time(&self, rates: &Rates, program: &Program, sizes: &Sizes) -> Option<f64> {
+        let time = |at| self.step_time(rates, program, at, sizes).map(|t| t.seconds);
+        (0..program.graph.nodes.len()).map(time).sum()
     }
 
     /// The model card's speed table as modelled: one sequence, prompts in the plan's chunks.
-    pub fn modelled_rows(&self) -> Option<Vec<CardRow>> {
-        CARD_INPUT_TOKENS.iter().map(|&input| self.modelled_row(input)).collect()
+    pub fn modelled_rows(&self, rates: &Rates) -> Option<Vec<CardRow>> {
+        CARD_INPUT_TOKENS.iter().map(|&input| self.modelled_row(rates, input)).collect()
     }
 
-    fn modelled_row(&self, input_tokens: usize) -> Option<CardRow> {
+    fn modelled_row(&self, rates: &Rates, input_tokens: usize) -> Option<CardRow> {
         let chunk = self.options.prefill_chunk_tokens;
         let chunks = (0..input_tokens).step_by(chunk);
         let prefill_s = chunks
             .map(|past| {
                 let tokens = chunk.min(input_tokens - past);
-                self.program_time(&self.prefill, &Sizes::prefill(tokens, past))
+                self.program_time(rates, &self.prefill, &Sizes::prefill(tokens, past))
             })
             .sum::<Option<f64>>()?;
         // Times are nearly linear in the context, so the mean context gives the mean time.
         let context = input_tokens + CARD_OUTPUT_TOKENS / 2;
-        let token_s = self.program_time(&self.decode, &Sizes::decode(1, context))?;
+        let token_s = self.program_time(rates, &self.decode, &Sizes::decode(1, context))?;
         let total_s = prefill_s + token_s * CARD_OUTPUT_TOKENS as f64;
         Some(CardRow {
             input_tokens,
@@ -72,28 +181,39 @@ impl Plan {
     }
 }
 
-fn time(device: &Device, program: &Program, step: usize, sizes: &Sizes) -> Option<StepTime> {
+fn time(device: &Device, rates: &Rates, program: &Program, step: usize, sizes: &Sizes) -> Option<StepTime> {
     let DeviceKind::Cuda { .. } = device.kind else { return None };
     let decodes = sizes.tokens == sizes.logit_rows;
-    let (bandwidth, matrix, floor) = match &program.graph.nodes[step].op {
+    let never = f64::INFINITY;
+    let (bandwidth, matrix, floor, launch) = match &program.graph.nodes[step].op {
         // A change of view.
         Op::MergeRows { .. } => return Some(StepTime { seconds: 0.0, limiter: "latency" }),
-        Op::Linear { .. } => (LINEAR_BANDWIDTH, LINEAR_MATRIX, 0.0),
-        Op::PagedAttention { .. } if decodes => (ATTENTION_BANDWIDTH, f64::INFINITY, ATTENTION_FLOOR_S),
+        Op::Linear { parts, .. } => {
+            let is_dense = matches!(
+                program.graph.weight(parts[0].weight).kind,
+                WeightKind::Matrix { format: WeightFormat::Dense(_), .. }
+            );
+            let bandwidth = if is_dense { rates.dense_bandwidth } else { rates.integer_bandwidth };
+            let launch = if decodes { rates.linear_launch_s } else { rates.launch_s };
+            (bandwidth, rates.linear_matrix, 0.0, launch)
+        }
+        Op::PagedAttention { .. } if decodes => {
+            (rates.attention_bandwidth, never, rates.attention_floor_s, rates.launch_s)
+        }
         Op::PagedAttention { .. } | Op::VisionAttention { .. } => {
-            (ATTENTION_BANDWIDTH, ATTENTION_MATRIX, 0.0)
+            (rates.attention_bandwidth, rates.attention_matrix, 0.0, rates.launch_s)
         }
         // One pass over their bytes; no matrix arithmetic.
-        _ => (ATTENTION_BANDWIDTH, f64::INFINITY, 0.0),
+        _ => (rates.attention_bandwidth, never, rates.other_floor_s, rates.launch_s),
     };
     let cost = program.step_cost(step, sizes);
     let moving = cost.bytes() as f64 / (device.read_bytes_per_s * bandwidth);
     let computing = cost.flops as f64 / (device.peak_flops_per_s * matrix);
     let work = moving.max(computing).max(floor);
     let limiter = match work {
-        w if w < LAUNCH_S || w == floor => "latency",
+        w if w < launch || w == floor => "latency",
         w if w == moving => "bandwidth",
         _ => "arithmetic",
     };
-    Some(StepTime { seconds: work + LAUNCH_S, limiter })
+    Some(StepTime { seconds: work + launch, limiter })
 }

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Value as Json, json};
 
 use crate::cost::Cost;
-use crate::fit::CardRow;
+use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow, card_measured};
+use crate::model::{DESIGN, SIMULATED, TokenPart};
 use crate::plan::{Plan, Program};
 
 impl Plan {
@@ -33,9 +34,31 @@ impl Plan {
             "total_bytes": m.total_bytes(),
             "fits": self.fits(),
             "bound_tokens_per_s": self.card_rows().map(|rows| rows_json(&rows)),
-            "modelled_tokens_per_s": self.modelled_rows().map(|rows| rows_json(&rows)),
+            "modelled_tokens_per_s": self.modelled_rows(&DESIGN).map(|rows| rows_json(&rows)),
+            "simulated_tokens_per_s": self.modelled_rows(&SIMULATED).map(|rows| rows_json(&rows)),
+            "simulated_token": self.modelled_rows(&SIMULATED).map(|_| self.token_json()),
+            "card_tokens_per_s": card_measured(&self.config),
             "programs": self.programs().map(|p| program_json(self, p)),
         })
+    }
+
+    /// Where a token's time goes as simulated, at the inputs of the model card.
+    fn token_json(&self) -> Json {
+        let part = |p: TokenPart| {
+            json!({
+                "name": p.name,
+                "kernel": p.kernel,
+                "steps": p.steps,
+                "modelled_s": p.seconds,
+                "bound_s": p.bound_s,
+                "limiter": p.limiter,
+            })
+        };
+        let input = |&tokens: &usize| {
+            let parts = self.token_parts(&SIMULATED, tokens + CARD_OUTPUT_TOKENS / 2).into_iter().flatten();
+            json!({ "input_tokens": tokens, "parts": parts.map(part).collect::<Vec<_>>() })
+        };
+        CARD_INPUT_TOKENS.iter().map(input).collect()
     }
 
     /// The plan as a text table: memory, then the steps of each program grouped by kind.
@@ -133,7 +156,7 @@ fn program_json(plan: &Plan, program: &Program) -> Json {
         .map(|(at, node)| {
             let kernel = &program.kernels[at];
             let cost = program.step_cost(at, &program.bounds);
-            let time = plan.step_time(program, at, &program.bounds);
+            let time = plan.step_time(&DESIGN, program, at, &program.bounds);
             let output = node.output.map(|id| {
                 let value = program.graph.value(id);
                 let place = program.placements[id.0];
@@ -184,7 +207,7 @@ fn kinds(plan: &Plan, program: &Program) -> Vec<Kind> {
         };
         let output = node.output.map_or("-".into(), |v| program.graph.value(v).shape.to_string());
         let cost = program.step_cost(at, &program.bounds);
-        let seconds = plan.step_time(program, at, &program.bounds).map(|t| t.seconds);
+        let seconds = plan.step_time(&DESIGN, program, at, &program.bounds).map(|t| t.seconds);
         let op = node.op.name();
         match out.iter_mut().find(|k| k.op == op && k.kernel == kernel && k.output == output) {
             Some(kind) => {

@@ -369,11 +369,17 @@ fn plan_tells_what_fits_an_a100_and_what_would() {
     assert_eq!(plan["kv_bytes_per_token"], 327_680);
     assert!(plan["largest_context_tokens"].as_u64().unwrap() >= 32768);
     assert_eq!(plan["would_fit"], json!([]));
+    assert_eq!(plan["simulated_token"].as_array().unwrap().len(), 4);
+    assert_eq!(plan["card_tokens_per_s"], json!([12.0, 8.33, 5.72, 3.39]));
     let table = qwenvl(&args(text(&file))).ok();
     assert!(
         table.contains("42994232320") && table.contains("fits a100-80g") && table.contains("30720"),
         "{table}"
     );
+    // Where the time goes, beside physics and the card.
+    for line in ["linear+residual down_proj", "physical bound", "simulated over the card's"] {
+        assert!(table.contains(line), "{table}");
+    }
 
     let (file, _) = config_file(dir.path(), Size::B72, Format::Bf16);
     let plan = qwenvl(&json).json();
@@ -403,6 +409,16 @@ fn plan_without_a_model_is_of_the_embedded_one_on_this_machine() {
     let plan = qwenvl(&["plan", "--json", "--threads", "1", "--context", "512"]).json();
     assert_eq!((&plan["device"], &plan["fits"]), (&json!("cpu"), &json!(true)));
     assert!(plan["bound_tokens_per_s"].is_array());
+}
+
+#[test]
+fn check_says_what_this_build_runs_on() {
+    let report = qwenvl(&["check", "--json"]).json();
+    assert_eq!(report["passed"], true, "{report:#}");
+    assert!(report["cpu"]["threads"].as_u64().unwrap() > 0);
+    assert_eq!(report["cuda"].is_null(), cfg!(not(feature = "cuda")));
+    let text = qwenvl(&["check"]).ok();
+    assert!(text.contains("cpu ") && text.contains("CUDA ") && !text.contains("FAIL"), "{text}");
 }
 
 /// Writes a picture that is no good.

@@ -3,6 +3,7 @@
 mod batch;
 mod boxes;
 mod chat;
+mod check;
 mod input;
 mod model;
 mod output;
@@ -41,6 +42,8 @@ enum Command {
     Chat(chat::Args),
     /// Answer many requests from a file, several at a time.
     Batch(batch::Args),
+    /// Look for GPUs and test every kernel on each.
+    Check(check::Args),
     /// Show what would run, what memory it needs, and how fast it could be at best.
     Plan(plan::Args),
 }
@@ -51,6 +54,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Batch(args) => batch::run(args),
+        Command::Check(args) => check::run(args),
         Command::Plan(args) => plan::run(args),
     }
 }

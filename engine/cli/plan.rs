@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use qwenvl::graph::fit::CardRow;
+use qwenvl::graph::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow, card_measured};
+use qwenvl::graph::model::{DESIGN, SIMULATED, TokenPart};
 use qwenvl::graph::{Device, DeviceKind, ModelConfig, Plan, PlanOptions};
 use qwenvl::kernels::cpu::{Isa, Pool, peak};
 use qwenvl::vision::Processor;
@@ -102,9 +103,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         )?;
     }
-    if let Some(rows) = plan.modelled_rows() {
-        let title = "modelled, not measured: launches and the rates the kernels are designed for";
-        print_rows(&mut out, title, &rows)?;
+    if let Some(rows) = plan.modelled_rows(&DESIGN) {
+        print_rows(&mut out, "modelled, not measured, at the rates the kernels are designed for", &rows)?;
+        print_token(&mut out, &plan)?;
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
@@ -119,6 +120,57 @@ fn print_rows(out: &mut impl Write, title: &str, rows: &[CardRow]) -> std::io::R
             "{:>8} {:>16.1} {:>16.1} {:>12.2}",
             r.input_tokens, r.decode_tokens_per_s, r.tokens_per_s, r.prefill_s
         )?;
+    }
+    Ok(())
+}
+
+/// Where the time of a token goes, beside the physical bound and what the model card measured.
+fn print_token(out: &mut impl Write, plan: &Plan, rows: &[CardRow]) -> std::io::Result<()> {
+    let contexts = CARD_INPUT_TOKENS.map(|input| input + CARD_OUTPUT_TOKENS / 2);
+    let parts: Option<Vec<_>> = contexts.iter().map(|&context| plan.token_parts(context)).collect();
+    let (Some(parts), Some(bounds)) = (parts, plan.card_rows()) else { return Ok(()) };
+    writeln!(
+        out,
+        "\nwhere a token's time goes, modelled ms, and in brackets its bytes at the best bandwidth"
+    )?;
+    let cells = |cells: [String; 4]| cells.map(|c| format!("{c:>17}")).concat();
+    writeln!(
+        out,
+        "{:>5} {:<26} {:<11}{}",
+        "steps",
+        "input",
+        "kernel",
+        cells(CARD_INPUT_TOKENS.map(|input| input.to_string()))
+    )?;
+    for part in &parts[3] {
+        let same = |i: usize| parts[i].iter().find(|p| p.name == part.name).expect("the same steps");
+        let cell = |i: usize| format!("{:.3} ({:.3})", same(i).seconds * 1e3, same(i).bound_s * 1e3);
+        writeln!(
+            out,
+            "{:>5} {:<26} {:<11}{}  {}",
+            part.steps,
+            part.name,
+            part.kernel,
+            cells([0, 1, 2, 3].map(cell)),
+            part.limiter
+        )?;
+    }
+    let sum = |i: usize| {
+        let total = |f: fn(&TokenPart) -> f64| parts[i].iter().map(f).sum::<f64>() * 1e3;
+        format!("{:.3} ({:.3})", total(|p| p.seconds), total(|p| p.bound_s))
+    };
+    writeln!(out, "{:>5} {:<38}{}", "", "in all", cells([0, 1, 2, 3].map(sum)))?;
+    writeln!(out, "\ntokens/s as the model card measures, with the prefill")?;
+    let line = |out: &mut dyn Write, what: &str, values: [f64; 4]| {
+        writeln!(out, "{what:<44}{}", cells(values.map(|v| format!("{v:.2}"))))
+    };
+    let speeds = |rows: &[CardRow]| [0, 1, 2, 3].map(|i| rows[i].tokens_per_s);
+    line(out, "physical bound", speeds(&bounds))?;
+    line(out, "modelled as designed", speeds(&design))?;
+    line(out, "modelled as simulated", speeds(&simulated))?;
+    if let Some(card) = card_measured(&plan.config) {
+        line(out, "the card's", card)?;
+        line(out, "simulated over the card's", [0, 1, 2, 3].map(|i| simulated[i].tokens_per_s / card[i]))?;
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! Executors: what runs a plan.
 
+pub mod compare;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use qwenvl_graph::Plan;
+use qwenvl_graph::{Plan, Program};
 
 use crate::error::Result;
 use crate::kernels::SeqRows;
@@ -70,6 +71,19 @@ pub struct SampleRow<'a> {
     pub position: u64,
 }
 
+/// What a step has just written.
+pub struct Written<'a> {
+    /// Of which program.
+    pub program: &'a Program,
+    /// Which of its steps.
+    pub step: usize,
+    /// The value it wrote, as f32: all columns of the rows of this round. Changes count on the CPU only.
+    pub values: &'a mut [f32],
+}
+
+/// Is shown what steps write.
+pub type Watch = Box<dyn FnMut(Written<'_>) + Send>;
+
 /// Runs a plan on one device. All memory is taken when the executor is made.
 ///
 /// # Panics
@@ -107,6 +121,10 @@ pub trait Executor: Send {
     /// # Errors
     /// Those of the device.
     fn logits(&mut self) -> Result<&[f32]>;
+
+    /// Has `watch` shown the output of every step that follows, if it has one, until another takes its place.
+    /// Slow, and waits for each step: for comparing executors.
+    fn watch(&mut self, watch: Option<Watch>);
 
     /// Memory bandwidth and arithmetic of the device as measured now.
     fn measure(&mut self) -> Peaks;

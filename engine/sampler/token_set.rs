@@ -34,6 +34,11 @@ impl TokenSet {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
+    /// A bit for each id, 64 to a word, the lowest first.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// The ids, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.words.iter().enumerate().flat_map(|(i, &word)| {

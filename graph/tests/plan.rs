@@ -1,6 +1,8 @@
 //! Plans of the published models from their configuration alone.
 
 use qwenvl_graph::config::Quantization;
+use qwenvl_graph::fit::{CARD_OUTPUT_TOKENS, card_measured};
+use qwenvl_graph::model::{DESIGN, SIMULATED};
 use qwenvl_graph::{DType, Device, ModelConfig, Plan, PlanOptions};
 
 fn published(size: &str) -> ModelConfig {
@@ -84,15 +86,25 @@ fn bounds_on_the_speed_table_are_those_of_the_hardware() {
 #[test]
 fn modelled_decoding_is_slower_than_physics_and_reaches_40_tokens_per_s_for_72b_awq() {
     let plan = plan(&quantised("72b", AWQ), 32768);
-    let (bounds, rows) = (plan.card_rows().unwrap(), plan.modelled_rows().unwrap());
+    let (bounds, rows) = (plan.card_rows().unwrap(), plan.modelled_rows(&DESIGN).unwrap());
     for (bound, row) in bounds.iter().zip(&rows) {
         assert!(row.decode_tokens_per_s < bound.decode_tokens_per_s, "{row:?}");
         assert!(row.decode_tokens_per_s > 0.85 * bound.decode_tokens_per_s, "{row:?}");
     }
     assert!(rows[0].tokens_per_s >= 40.0, "{:?}", rows[0]);
+    // The parts are the whole, and none is faster than its bytes.
+    let parts = plan.token_parts(&DESIGN, 1 + CARD_OUTPUT_TOKENS / 2).unwrap();
+    let total: f64 = parts.iter().map(|p| p.seconds).sum();
+    assert!((total * rows[0].decode_tokens_per_s - 1.0).abs() < 1e-9, "{parts:?}");
+    assert!(parts.iter().all(|p| p.seconds > p.bound_s), "{parts:?}");
+    assert_eq!(parts.iter().map(|p| p.steps).sum::<usize>(), plan.decode.graph.nodes.len());
+    assert_eq!(card_measured(&plan.config), Some([12.00, 8.33, 5.72, 3.39]));
+    // The kernels as they are, by the simulator's model.
+    let simulated = plan.modelled_rows(&SIMULATED).unwrap();
+    assert!(simulated[0].tokens_per_s >= 36.0 && simulated[0].tokens_per_s < rows[0].tokens_per_s);
     let cpu = Device::cpu(2, 1 << 40, 1e10, 1e11);
     let on_cpu = Plan::new(&plan.config, &cpu, &plan.options).unwrap();
-    assert_eq!(on_cpu.modelled_rows(), None);
+    assert_eq!(on_cpu.modelled_rows(&DESIGN), None);
 }
 
 #[test]

@@ -67,6 +67,7 @@ enum QwenvlSourceKind {
     QWENVL_BF16 = 3,
     QWENVL_F16 = 4,
     QWENVL_F32 = 5,
+    QWENVL_RECORDS = 6,  // of an embedding table: the records of the head, 16-bit
 };
 
 struct QwenvlSource {
@@ -120,7 +121,6 @@ struct QwenvlAttention {
 struct QwenvlDecodeAttention {
     const void *q;  // [n_seqs, ldq]
     void *out;      // [n_seqs, ldo]
-    float *sums;    // [n_seqs, heads]: of the rounded outputs of each head; or null
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
     float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
@@ -139,7 +139,6 @@ struct QwenvlNorm {
     const float *bias;              // layer_norm only
     const unsigned int *row_index;  // rows of x to take, or null for all in order
     void *out;                      // [rows, cols]
-    float *sums;                    // rms_norm only: [rows, cols / 128], of the rounded outputs of each group; or null
     unsigned int rows, cols;
     float eps;
 };
@@ -151,7 +150,7 @@ struct QwenvlEmbed {
     const unsigned int *visual_index;
     float *out;  // [rows, cols]
     unsigned int rows, cols, vocab;
-    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16 or QWENVL_F32
+    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32 or QWENVL_RECORDS
 };
 
 // Rows by index, activations, sums.

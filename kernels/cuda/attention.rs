@@ -180,24 +180,6 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`PagedAttention`] says; sequences and pages are in range.
     pub unsafe fn paged_attention(&self, stream: &CudaStream, a: &PagedAttention) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.paged_attention_with_sums(stream, a, 0) }
-    }
-
-    /// The same; also writes the sum of the rounded results of each head, `[n_seqs, n_heads]` f32, for a linear layer
-    /// that takes its zero points out by groups. No sums if the address is 0.
-    ///
-    /// # Errors
-    /// As [`Kernels::flash_attention`].
-    ///
-    /// # Safety
-    /// As [`Kernels::paged_attention`].
-    pub unsafe fn paged_attention_with_sums(
-        &self,
-        stream: &CudaStream,
-        a: &PagedAttention,
-        sums: Address,
-    ) -> Result<()> {
         let heads = a.kv.heads;
         check("paged_attn", heads.head_dim == 128, || format!("heads of {}", heads.head_dim))?;
         check(
@@ -219,7 +201,6 @@ impl Kernels {
             page_table: a.page_table as *const u32,
             partials: a.partials as *mut f32,
             arrivals: a.arrivals as *mut u32,
-            sums: sums as *mut f32,
             kv: a.kv.abi(),
             n_seqs: a.n_seqs as u32,
             group: (heads.n_heads / heads.n_kv_heads) as u32,

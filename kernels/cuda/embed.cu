@@ -1,6 +1,8 @@
 // embed: rows of the embedding table by token id, visual rows where they are named; rows by index
 // math    copies
-// layout  embed: table [vocab, cols] bf16, f16 or f32, visual [·, cols] 16-bit, out f32 [rows, cols]; select_rows: f32
+// layout  embed: table [vocab, cols] bf16, f16 or f32, or the 16-bit records of linear.cuh with rows in order, which a
+//         tied head has: words of two columns, 16 bytes apart; visual [·, cols] 16-bit, out f32 [rows, cols];
+//         select_rows: f32
 // launch  grid = rows, block = 256, four columns a thread
 // needs   cols a multiple of 4; an id beyond the vocabulary gives a row of NaN, so that a caller's defect shows
 // bytes   6 per element, 8 for select_rows
@@ -11,6 +13,15 @@
 template <class T> __device__ __forceinline__ float4 widen(const void *row, u32 at) {
     uint2 x = static_cast<const uint2 *>(row)[at];
     return make_float4(T::low(x.x), T::high(x.x), T::low(x.y), T::high(x.y));
+}
+
+// Columns 4i..4i+3 of row n of a matrix in dense records.
+template <class T> __device__ __forceinline__ float4 widen_record(const void *table, u32 cols, u32 n, u32 i) {
+    const u32 k = 4 * i, lane = n % 8 * 4 + k % 32 / 8;
+    const u32 vector = ((n % 128 / 32 * 4 + k % 128 / 32) * 2 + k % 8 / 4) * 2 + n % 32 / 16;
+    const u64 record = static_cast<u64>(n / 128) * ((cols + 127) / 128) + k / 128;
+    const u32 *words = static_cast<const u32 *>(table) + record * 8192 + (vector * 32 + lane) * 4 + n % 16 / 8;
+    return make_float4(T::low(words[0]), T::high(words[0]), T::low(words[2]), T::high(words[2]));
 }
 
 template <class T> __device__ __forceinline__ void embed(const QwenvlEmbed &p, u32 row) {
@@ -28,6 +39,8 @@ template <class T> __device__ __forceinline__ void embed(const QwenvlEmbed &p, u
             x = widen<T>(from, i);
         } else if (token >= p.vocab) {
             x.x = x.y = x.z = x.w = __uint_as_float(0x7fc00000u);
+        } else if (kind == QWENVL_RECORDS) {
+            x = widen_record<T>(p.table, p.cols, token, i);
         } else if (kind == QWENVL_F32) {
             x = static_cast<const float4 *>(from)[i];
         } else {

@@ -329,7 +329,10 @@ unsafe fn config(module: sys::CUmodule, name: &CString) -> std::result::Result<[
 }
 
 /// (13, 0) for a driver of CUDA 13.0.
-fn driver_version() -> Result<(u32, u32)> {
+///
+/// # Errors
+/// [`Error::Driver`] if the driver does not answer.
+pub fn driver_version() -> Result<(u32, u32)> {
     let mut version = 0;
     // SAFETY: the out-parameter is valid.
     driver("asking for the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
@@ -337,7 +340,7 @@ fn driver_version() -> Result<(u32, u32)> {
 }
 
 /// The first Linux driver for a CUDA version, as in the release notes of the toolkits.
-fn linux_driver((major, minor): (u32, u32)) -> &'static str {
+pub fn linux_driver((major, minor): (u32, u32)) -> &'static str {
     match (major, minor) {
         (12, 0..=3) => "525",
         (12, 4..=5) => "550",

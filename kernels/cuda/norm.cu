@@ -5,7 +5,7 @@
 // order   rms_norm: 256 threads, thread i has the columns 4i..4i+3 of each 1024 in turn; a butterfly over lanes; warps
 //         in order. layer_norm: the same within one warp and each 128 columns
 // launch  rms_norm: grid = rows, block = 256. layer_norm: grid = rows / 8, block = 256, a warp per row
-// needs   cols a multiple of 4, at most 8192 and 1280; with sums a multiple of 128
+// needs   cols a multiple of 4, at most 8192 and 1280
 // bytes   6 per element: a row stays in registers between its passes
 // target  bandwidth-bound; 90 % of 1.80 TB/s from 1,000 rows on
 // source  modeling_qwen2_vl.py of transformers 4.57.6 for where it rounds
@@ -24,14 +24,7 @@ template <class T> __device__ __forceinline__ void rms_norm(const QwenvlNorm &p,
     for (u32 i = 0; i < NORM_VECTORS; i++) {
         u32 at = i * THREADS + threadIdx.x;
         if (at * 4 < p.cols) {
-            uint2 y = rms_apply<T>(x[i], scale, weight[i]);
-            out[at] = y;
-            if (p.sums) { // a warp has exactly one group of 128
-                float sum = warp_sum((T::low(y.x) + T::high(y.x)) + (T::low(y.y) + T::high(y.y)));
-                if (threadIdx.x % 32 == 0) {
-                    p.sums[static_cast<u64>(row) * (p.cols / 128) + at / 32] = sum;
-                }
-            }
+            out[at] = rms_apply<T>(x[i], scale, weight[i]);
         }
     }
 }

@@ -50,8 +50,8 @@ pub struct Norm {
 pub struct Embed {
     /// `[vocab, cols]`.
     pub table: Address,
-    /// Its type.
-    pub table_dtype: DType,
+    /// How it is stored.
+    pub stored: Table,
     /// Its rows.
     pub vocab: usize,
     /// `[rows]` u32.
@@ -68,6 +68,15 @@ pub struct Embed {
     pub rows: usize,
     /// Columns; a multiple of 4.
     pub cols: usize,
+}
+
+/// How an embedding table is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Row by row, in this type.
+    Rows(DType),
+    /// As the dense records of a head that is tied to it, with rows in order, in the activations' type.
+    Records,
 }
 
 /// One temporal slice of a picture on the device.
@@ -105,27 +114,13 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`Norm`] says; row indices are in range.
     pub unsafe fn norm(&self, stream: &CudaStream, n: &Norm) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.norm_with_sums(stream, n, 0) }
-    }
-
-    /// The same; RMSNorm also writes the sum of the rounded results of each 128 columns, `[rows, cols / 128]` f32, for
-    /// a linear layer that takes its zero points out by groups. No sums if the address is 0.
-    ///
-    /// # Errors
-    /// As [`Kernels::norm`].
-    ///
-    /// # Safety
-    /// As [`Kernels::norm`].
-    pub unsafe fn norm_with_sums(&self, stream: &CudaStream, n: &Norm, sums: Address) -> Result<()> {
         // LayerNorm has a warp for each row, RMSNorm a block.
         let (name, bias, most, rows_per_block) = match n.kind {
             NormKind::Rms => ("rms_norm", ptr::null(), MAX_RMS_COLS, 1),
             NormKind::Layer(bias) => ("layer_norm", bias as *const f32, MAX_LAYER_COLS, 8),
         };
-        let step = if sums != 0 { 128 } else { 4 };
-        check(name, n.rows > 0 && n.cols % step == 0 && (1..=most).contains(&n.cols), || {
-            format!("{} rows of {} columns, expected a multiple of {step} up to {most}", n.rows, n.cols)
+        check(name, n.rows > 0 && n.cols % 4 == 0 && (1..=most).contains(&n.cols), || {
+            format!("{} rows of {} columns, expected a multiple of 4 up to {most}", n.rows, n.cols)
         })?;
         let p = abi::QwenvlNorm {
             x: n.x as *const f32,
@@ -133,7 +128,6 @@ impl Kernels {
             bias,
             row_index: n.row_index.map_or(ptr::null(), |r| r as *const u32),
             out: n.out as *mut c_void,
-            sums: sums as *mut f32,
             rows: n.rows as u32,
             cols: n.cols as u32,
             eps: n.eps as f32,
@@ -161,11 +155,12 @@ impl Kernels {
             rows: e.rows as u32,
             cols: e.cols as u32,
             vocab: e.vocab as u32,
-            table_kind: match e.table_dtype {
-                DType::BF16 => abi::QWENVL_BF16,
-                DType::F16 => abi::QWENVL_F16,
-                DType::F32 => abi::QWENVL_F32,
-                DType::I32 => return check("embed", false, || "a table of i32".into()),
+            table_kind: match e.stored {
+                Table::Records => abi::QWENVL_RECORDS,
+                Table::Rows(DType::BF16) => abi::QWENVL_BF16,
+                Table::Rows(DType::F16) => abi::QWENVL_F16,
+                Table::Rows(DType::F32) => abi::QWENVL_F32,
+                Table::Rows(DType::I32) => return check("embed", false, || "a table of i32".into()),
             },
         };
         let name = format!("embed_{}", e.half.name());

@@ -118,12 +118,6 @@ __device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, u32 seque
     u32 high = T::pack(__fmul_rn(all.out.z, inverse), __fmul_rn(all.out.w, inverse));
     u16 *out = static_cast<u16 *>(p.out) + static_cast<u64>(sequence) * p.ldo + query_head * HEAD;
     reinterpret_cast<uint2 *>(out)[lane] = make_uint2(low, high);
-    if (p.sums) {
-        float sum = warp_sum((T::low(low) + T::high(low)) + (T::low(high) + T::high(high)));
-        if (lane == 0) {
-            p.sums[sequence * p.kv.kv_heads * p.group + query_head] = sum;
-        }
-    }
 }
 
 // One chunk of `64 · STEPS` tokens of a sequence and key head.

@@ -49,6 +49,13 @@ impl Harness {
         Harness::new(Box::new(executor), frontend.normalize())
     }
 
+    /// The CUDA executor on the first GPU.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(checkpoint: Arc<Checkpoint>, frontend: &Frontend, plan: Plan) -> Harness {
+        let executor = qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint, 0, &mut |_, _| {}).unwrap();
+        Harness::new(Box::new(executor), frontend.normalize())
+    }
+
     pub fn new(executor: Box<dyn Executor>, normalize: Normalize) -> Harness {
         let pages = PageAllocator::new(executor.plan().kv_pages());
         Harness { executor, pages, normalize }

@@ -1,7 +1,8 @@
 //! embed: rows of the embedding table, visual rows, rows by index.
 
 use qwenvl::kernels::cuda::Half;
-use qwenvl::kernels::cuda::norm::Embed;
+use qwenvl::kernels::cuda::linear::RowOrder;
+use qwenvl::kernels::cuda::norm::{Embed, Table};
 use qwenvl::kernels::cuda::pointwise::PointwiseOp;
 use qwenvl_graph::DType;
 
@@ -9,6 +10,7 @@ use crate::common::reference as r;
 use crate::common::rng::Rng;
 use crate::gpu::*;
 use crate::pointwise::pointwise;
+use crate::repack::{Stored, dense, pack};
 
 #[test]
 fn embed_takes_rows_of_every_type_and_visual_rows_where_they_are_named() {
@@ -34,7 +36,7 @@ fn embed_takes_rows_of_every_type_and_visual_rows_where_they_are_named() {
             let (table, out) = (Buffer::of(&bytes), Buffer::<f32>::poisoned(tokens.len() * cols));
             let call = Embed {
                 table: table.at,
-                table_dtype: kind,
+                stored: Table::Rows(kind),
                 vocab,
                 tokens: tokens_at.at,
                 visual: visual_at.at,
@@ -67,6 +69,42 @@ fn embed_takes_rows_of_every_type_and_visual_rows_where_they_are_named() {
     pointwise(Half::BF16, op, x.at, out.at, 3, cols);
     for (row, index) in out.read().chunks_exact(cols).zip([4, 0, 4]) {
         assert_eq!(row, &numbers[index * cols..][..cols]);
+    }
+}
+
+#[test]
+fn embed_takes_rows_from_the_records_of_a_tied_head() {
+    let mut rng = Rng(12);
+    let (vocab, none) = (300, u32::MAX);
+    let tokens = [0u32, 299, 7, 128, 130, 300];
+    for half in HALVES {
+        for cols in [256, 152] {
+            let stored = [Stored::random(&mut rng, dense(half), half, vocab, cols)];
+            let packed = pack(half, &stored, RowOrder::Plain);
+            let (tokens_at, index_at) = (Buffer::of(&tokens), Buffer::of(&[none; 6]));
+            let (visual, out) = (Buffer::<u16>::poisoned(cols), Buffer::<f32>::poisoned(6 * cols));
+            let call = Embed {
+                table: packed.records.at,
+                stored: Table::Records,
+                vocab,
+                tokens: tokens_at.at,
+                visual: visual.at,
+                visual_index: index_at.at,
+                half,
+                out: out.at,
+                rows: tokens.len(),
+                cols,
+            };
+            // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.
+            unsafe { gpu().kernels.embed(&stream(), &call) }.unwrap();
+            for (token, row) in tokens.iter().zip(out.read().chunks_exact(cols)) {
+                if *token == 300 {
+                    assert!(row.iter().all(|x| x.is_nan()), "an id beyond the vocabulary");
+                    continue;
+                }
+                assert_eq!(r::f64s(row), packed.weights[*token as usize * cols..][..cols], "{half:?} {token}");
+            }
+        }
     }
 }
 

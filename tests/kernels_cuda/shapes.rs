@@ -7,7 +7,7 @@ use qwenvl::kernels::cuda::attention::{
 use qwenvl::kernels::cuda::linear::{
     self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
 };
-use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify};
+use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify, Table};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use qwenvl::kernels::cuda::sample::{Sample, best_len};
 use qwenvl::kernels::cuda::{Address, Half, Kernels};
@@ -399,7 +399,7 @@ impl Shapes<'_> {
         self.case(streaming(format!("embed {} {rows}", model.name), rows * (cols * 6 + 8)), |kernels| {
             let e = Embed {
                 table: memory(vocab * cols * 2),
-                table_dtype: DType::BF16,
+                stored: Table::Rows(DType::BF16),
                 vocab,
                 tokens: of(&(0..rows as u32).map(|i| i * 61).collect::<Vec<u32>>()),
                 visual: memory(cols * 2),

@@ -17,7 +17,7 @@ use qwenvl_graph::{DeviceKind, Epilogue, Op, Plan, Program, Segment};
 pub use repack_cache::CacheUse;
 use repack_cache::RepackCache;
 
-use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall};
+use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall, Watch, Written};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::cpu::attention::KvPages;
@@ -41,6 +41,7 @@ pub struct CpuExecutor {
     /// Where the last call left its logits, in elements of the arena.
     logits: Range<usize>,
     cache: Option<CacheUse>,
+    watch: Option<Watch>,
 }
 
 /// Everything that steps write.
@@ -160,6 +161,7 @@ impl CpuExecutor {
             decoder_weights,
             memory,
             cache,
+            watch: None,
         })
     }
 
@@ -218,7 +220,8 @@ impl Executor for CpuExecutor {
             vision_positions(grid, v.spatial_merge_size)
         });
         memory.angles.fill_vision(v.head_dim(), positions);
-        run(&self.plan.vision, patches, &self.vision_weights, &self.checkpoint, memory, &Call::Vision(call));
+        let weights = (&self.vision_weights, self.checkpoint.as_ref());
+        run(&self.plan.vision, patches, weights, memory, &Call::Vision(call), &mut self.watch);
         Ok(())
     }
 
@@ -241,7 +244,8 @@ impl Executor for CpuExecutor {
             _ => None,
         });
         memory.angles.fill_mrope(&rope.expect("a decoder rotates"), call.positions);
-        run(program, 0, &self.decoder_weights, &self.checkpoint, memory, &Call::Decoder(call));
+        let weights = (&self.decoder_weights, self.checkpoint.as_ref());
+        run(program, 0, weights, memory, &Call::Decoder(call), &mut self.watch);
         let result = program.graph.result.expect("a program has a result");
         let start = program.placements[result.0].expect("logits are in the arena").offset_bytes as usize / 4;
         self.logits = start..start + call.logit_rows.len() * self.plan.config.text.vocab_size;
@@ -267,6 +271,10 @@ impl Executor for CpuExecutor {
         Ok(&self.memory.arena[self.logits.clone()])
     }
 
+    fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
+    }
+
     fn measure(&mut self) -> Peaks {
         let budget = Duration::from_millis(60);
         // The weights are what decoding reads; for a model that fits in cache, take other memory.
@@ -290,10 +298,10 @@ impl Executor for CpuExecutor {
 fn run(
     program: &Program,
     patches: usize,
-    weights: &Weights,
-    checkpoint: &Checkpoint,
+    (weights, checkpoint): (&Weights, &Checkpoint),
     memory: &mut Memory,
     call: &Call,
+    watch: &mut Option<Watch>,
 ) {
     for Segment { steps, tile_rows } in &program.segments {
         let rounds = match tile_rows {
@@ -307,6 +315,11 @@ fn run(
             };
             for at in steps.clone() {
                 step::run(program, at, rows.clone(), weights, checkpoint, memory, call);
+                if let Some(watch) = watch
+                    && let Some(values) = step::written(program, at, &rows, memory, call)
+                {
+                    watch(Written { program, step: at, values });
+                }
             }
         }
     }

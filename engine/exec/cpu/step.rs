@@ -127,6 +127,23 @@ pub(super) fn run(
     }
 }
 
+/// What step `at` has written for `rows`.
+pub(super) fn written<'m>(
+    program: &Program,
+    at: usize,
+    rows: &Range<usize>,
+    memory: &'m mut Memory,
+    call: &Call,
+) -> Option<&'m mut [f32]> {
+    let output = program.graph.nodes[at].output?;
+    let place = locate(program, output, rows, false, call);
+    if program.placements[output.0].is_some() {
+        return Some(&mut memory.arena[place]);
+    }
+    let first = vision(call).first_row * program.graph.value(output).shape.cols;
+    Some(&mut memory.visual[first + place.start..first + place.end])
+}
+
 fn vision<'a>(call: &Call<'a>) -> &'a VisionCall<'a> {
     match call {
         Call::Vision(call) => call,

@@ -1,5 +1,6 @@
 //! Weights on the device: matrices in the records of the linear kernels, vectors in f32.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use qwenvl_graph::config::Quantization;
@@ -8,9 +9,10 @@ use qwenvl_graph::weights::{Linear, WeightFormat};
 use qwenvl_graph::{DType, Epilogue, Graph, Op, WeightId, cuda};
 
 use super::gpu::{Block, Gpu, Staging};
-use crate::checkpoint::{Checkpoint, to_f32_vec};
+use crate::checkpoint::{Checkpoint, TensorRef, to_f32_vec};
 use crate::error::{Error, Result};
 use crate::kernels::cuda::linear::{RowOrder, WeightKind};
+use crate::kernels::cuda::norm::Table;
 use crate::kernels::cuda::repack::{Format, Source};
 use crate::kernels::cuda::{Half, Kernels};
 
@@ -32,8 +34,8 @@ pub(super) struct Weights {
     matrices: HashMap<WeightId, Matrix>,
     /// f32 vectors by id.
     vectors: HashMap<WeightId, u64>,
-    /// The embedding table by rows: its address and type.
-    table: Option<(u64, DType)>,
+    /// The embedding table: its address and how it is stored.
+    table: Option<(u64, Table)>,
 }
 
 impl Weights {
@@ -45,7 +47,7 @@ impl Weights {
         self.vectors[&id]
     }
 
-    pub(super) fn table(&self) -> (u64, DType) {
+    pub(super) fn table(&self) -> (u64, Table) {
         self.table.expect("a decoder embeds")
     }
 }
@@ -58,6 +60,8 @@ pub(super) struct Binder<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     /// Type of activations, and of dense records.
     pub(super) half: Half,
+    /// The same.
+    pub(super) activation: DType,
     /// The next free address of the weights' block, and its end.
     pub(super) at: u64,
     pub(super) end: u64,
@@ -74,8 +78,15 @@ impl Binder<'_> {
                     let matrix = self.matrix(graph, parts, *k, epilogue)?;
                     weights.matrices.insert(parts[0].weight, matrix);
                 }
-                Op::Embed { table } => weights.table = Some(self.table(graph, *table)?),
+                Op::Embed { table } if !cuda::shares_table(graph, *table, self.activation) => {
+                    weights.table = Some(self.table(graph, *table)?);
+                }
                 _ => {}
+            }
+        }
+        for node in &graph.nodes {
+            if let (Op::Embed { table }, None) = (&node.op, weights.table) {
+                weights.table = Some((weights.matrices[table].records, Table::Records));
             }
         }
         for (id, weight) in graph.weights.iter().enumerate() {
@@ -180,8 +191,14 @@ impl Binder<'_> {
                             ("qzeros", &mut source.zeros),
                             ("scales", &mut source.scales),
                         ] {
+                            let is_grouped = tensor != "qweight";
                             let tensor = self.checkpoint.tensor(&format!("{module}.{tensor}"))?;
-                            *address = self.send(&name, tensor.bytes, &mut blocks)?;
+                            let rows = if is_grouped {
+                                by_records(&tensor, k, self.stored_group(k))
+                            } else {
+                                tensor.bytes.into()
+                            };
+                            *address = self.send(&name, &rows, &mut blocks)?;
                             self.checkpoint.release(&tensor);
                         }
                         stored
@@ -200,15 +217,26 @@ impl Binder<'_> {
         Ok(())
     }
 
+    /// Inputs that share a scale in the files of a layer with `k`.
+    fn stored_group(&self, k: usize) -> usize {
+        match self.checkpoint.config.quantization {
+            Quantization::Awq { group_size } => group_size,
+            Quantization::Gptq { group_size, .. } => group_size.unwrap_or(k),
+            Quantization::None => k,
+        }
+    }
+
     /// How a quantised matrix is stored, once its tensors have the shapes that the repacker relies on.
     fn quantised(&self, module: &str, n: usize, k: usize, format: WeightFormat) -> Result<Format> {
-        let (WeightFormat::Int4 { group } | WeightFormat::Int8 { group }) = format else {
-            unreachable!("asked for quantised matrices")
-        };
-        if group != cuda::RECORD {
+        let group = self.stored_group(k);
+        if !group.is_multiple_of(cuda::RECORD) {
             return Err(Error::Unsupported {
                 what: format!("group_size {group} of {module} on CUDA"),
-                help: format!("the CUDA kernels run groups of {}; use --device cpu", cuda::RECORD),
+                help: format!(
+                    "the CUDA kernels have a scale for every {0} inputs: quantise with group_size {0}, a multiple \
+                     of it or -1, or use --device cpu",
+                    cuda::RECORD
+                ),
             });
         }
         let linear = Linear { name: module.to_string(), n, k, bias: false, format };
@@ -217,11 +245,13 @@ impl Binder<'_> {
             return Ok(Format::Awq4);
         };
         let stored = self.checkpoint.gptq_linear(&linear)?;
-        let in_order = stored.g_idx.iter().enumerate().all(|(k, g)| *g as usize == k / cuda::RECORD);
+        let in_order = stored.g_idx.iter().enumerate().all(|(k, g)| *g as usize == k / group);
         if !in_order {
             return Err(Error::Unsupported {
                 what: format!("desc_act of {module} on CUDA"),
-                help: "the CUDA kernels take inputs in the order of their groups; use --device cpu".into(),
+                help: "the CUDA kernels take inputs in the order of their groups: quantise with desc_act false, or \
+                       use --device cpu"
+                    .into(),
             });
         }
         if bits == 4 {
@@ -232,19 +262,20 @@ impl Binder<'_> {
         if stored.qzeros.iter().any(|zero| *zero != middle) {
             return Err(Error::Unsupported {
                 what: format!("asymmetric zero points of {module} on CUDA"),
-                help: "the CUDA kernels take symmetric 8-bit weights; use --device cpu".into(),
+                help: "the CUDA kernels take 8-bit weights around 128: quantise with sym true, or use --device cpu"
+                    .into(),
             });
         }
         Ok(Format::Gptq8)
     }
 
-    fn table(&mut self, graph: &Graph, id: WeightId) -> Result<(u64, DType)> {
+    fn table(&mut self, graph: &Graph, id: WeightId) -> Result<(u64, Table)> {
         let name = format!("{}.weight", graph.weight(id).name);
         let tensor = self.checkpoint.tensor(&name)?;
         let address = self.take(tensor.bytes.len() as u64);
         self.staging.upload(self.gpu, &format!("sending {name}"), address, tensor.bytes)?;
         (self.advance)(tensor.bytes.len() as u64);
-        Ok((address, tensor.dtype))
+        Ok((address, Table::Rows(tensor.dtype)))
     }
 
     fn vector(&mut self, name: &str, values: &[f32]) -> Result<u64> {
@@ -269,6 +300,16 @@ impl Binder<'_> {
         assert!(self.at <= self.end, "the plan states the bytes of all weights");
         at
     }
+}
+
+/// Scales or zero points with a row for each record along `k`: a group may have several.
+fn by_records<'a>(tensor: &TensorRef<'a>, k: usize, group: usize) -> Cow<'a, [u8]> {
+    if group == cuda::RECORD {
+        return tensor.bytes.into();
+    }
+    let row_bytes = tensor.bytes.len() / tensor.shape[0];
+    let rows = (0..k).step_by(cuda::RECORD).map(|at| &tensor.bytes[at / group * row_bytes..][..row_bytes]);
+    rows.flatten().copied().collect()
 }
 
 /// About what a slab of a dense matrix has.

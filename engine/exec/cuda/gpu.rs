@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice, result,
+    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
+    result,
 };
 
 use crate::error::{Error, Result};
@@ -38,20 +39,42 @@ const STAGING_BYTES: usize = 8 << 20;
 
 /// An error of the driver at `step`.
 pub(super) fn failed(step: &str) -> impl FnOnce(DriverError) -> Error {
-    move |error| Error::Cuda { step: step.to_string(), problem: error.to_string() }
+    move |error| Error::Cuda { step: step.to_string(), problem: problem(error) }
+}
+
+/// What the driver says, and whose fault it was where kernels that run behind the calls may have failed.
+fn problem(error: DriverError) -> String {
+    use cudarc::driver::sys::CUresult::{
+        CUDA_ERROR_HARDWARE_STACK_ERROR, CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_MISALIGNED_ADDRESS,
+    };
+    match error.0 {
+        CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUDA_ERROR_LAUNCH_FAILED
+        | CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUDA_ERROR_HARDWARE_STACK_ERROR => {
+            format!("{error}, in a step before this one: with CUDA_LAUNCH_BLOCKING=1 it is named")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Loads the driver library: the first call does, and its absence is a panic of cudarc.
+pub(super) fn find_driver(what: &str) -> Result<()> {
+    // SAFETY: loads the driver, whose initialisers are sound.
+    if unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Ok(());
+    }
+    let help = "no CUDA driver (libcuda.so.1) was found; use --device cpu";
+    Err(Error::Unsupported { what: what.into(), help: help.into() })
 }
 
 impl Gpu {
     /// Opens device `ordinal`.
     pub(super) fn open(ordinal: usize) -> Result<Gpu> {
-        // The driver library is loaded by the first call, and its absence is a panic of cudarc.
-        // SAFETY: loads the driver, whose initialisers are sound.
-        if !unsafe { cudarc::driver::sys::is_culib_present() } {
-            return Err(Error::Unsupported {
-                what: format!("device cuda:{ordinal}"),
-                help: "no CUDA driver (libcuda.so.1) was found; use --device cpu".into(),
-            });
-        }
+        find_driver(&format!("device cuda:{ordinal}"))?;
         let step = format!("opening cuda:{ordinal}");
         let context = CudaContext::new(ordinal).map_err(failed(&step))?;
         // SAFETY: all work is on one stream, so that no slice needs events.
@@ -80,6 +103,13 @@ impl Gpu {
     pub(super) fn copy(&self, step: &str, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: callers pass ranges within their blocks that do not overlap.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(failed(step))
+    }
+
+    /// Copies to the host once everything before is done, and waits for it.
+    pub(super) fn read<T: DeviceRepr>(&self, step: &str, from: u64, to: &mut [T]) -> Result<()> {
+        // SAFETY: callers pass ranges within their blocks, and `to` is used after the wait.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(failed(step))?;
+        self.wait(step)
     }
 
     /// Waits for everything.

@@ -47,6 +47,11 @@ impl Inputs {
         at
     }
 
+    /// What was pushed.
+    pub(super) fn words_mut(&mut self) -> &mut [u32] {
+        &mut self.words
+    }
+
     /// Sends all words.
     pub(super) fn send(&self, gpu: &Gpu, staging: &mut Staging) -> Result<()> {
         staging.upload(gpu, "sending inputs", self.base, cast_slice(&self.words))

@@ -8,22 +8,26 @@
 mod bind;
 mod gpu;
 mod inputs;
+mod sampling;
+mod self_test;
 mod step;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bind::{Binder, Weights};
+use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaGraph, result};
 use gpu::{Block, Gpu, Staging, failed};
 use inputs::Inputs;
 use qwenvl_graph::cuda::{self, Workspace};
 use qwenvl_graph::positions::vision_positions;
-use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan};
+use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan, Program};
+use sampling::{Places, Sampling};
+pub use self_test::{KernelTest, self_test};
 use step::{Call, Steps};
 
-use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall};
+use super::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall, Watch, Written};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::exec::cpu::Progress;
@@ -31,8 +35,9 @@ use crate::kernels::SeqRows;
 use crate::kernels::cpu::rope::RopeTable;
 use crate::kernels::cuda::attention::{Sequence, Tile, tiles};
 use crate::kernels::cuda::norm::Frames;
+use crate::kernels::cuda::sample::{NO_TOKEN, best_len};
 use crate::kernels::cuda::{self as cuda_kernels, Half, Kernels};
-use crate::sampler::Sampler;
+use crate::sampler::unusable;
 use crate::vision::Normalize;
 
 /// No visual row, no slot.
@@ -57,7 +62,8 @@ pub struct CudaExecutor {
     /// Address and rows of the last logits.
     logits: (u64, usize),
     logits_host: Vec<f32>,
-    sampler: Sampler,
+    sampling: Sampling,
+    watch: Option<Watch>,
     _blocks: Vec<Block>,
 }
 
@@ -110,6 +116,30 @@ pub fn device(ordinal: usize) -> Result<Device> {
     })
 }
 
+/// How many GPUs the driver has, and the CUDA version it is for.
+///
+/// # Errors
+/// [`Error::Unsupported`] without a driver, [`Error::Cuda`] if it does not answer.
+pub fn driver() -> Result<(usize, (u32, u32))> {
+    gpu::find_driver("CUDA")?;
+    let step = "asking the driver";
+    let n = cudarc::driver::CudaContext::device_count().map_err(failed(step))?;
+    let version = cuda_kernels::driver_version().map_err(|e| kernel_error(step, e))?;
+    Ok((n as usize, version))
+}
+
+/// Compute capability of GPU `ordinal`, and free and total bytes of its memory.
+///
+/// # Errors
+/// As [`device`].
+pub fn capability(ordinal: usize) -> Result<((u32, u32), u64, u64)> {
+    let gpu = Gpu::open(ordinal)?;
+    let step = format!("asking cuda:{ordinal}");
+    let (major, minor) = gpu.context.compute_capability().map_err(failed(&step))?;
+    let (free, total) = gpu.context.mem_get_info().map_err(failed(&step))?;
+    Ok(((major as u32, minor as u32), free as u64, total as u64))
+}
+
 impl CudaExecutor {
     /// Binds a plan made by [`device`] to a validated checkpoint on GPU `ordinal`: takes all memory, uploads
     /// and repacks the weights, captures the decode graphs.
@@ -140,7 +170,7 @@ impl CudaExecutor {
         let graphs = [&plan.vision.graph, &plan.prefill.graph];
         let layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
 
-        let weights = gpu.block("weights", cuda::weights_bytes(graphs))?;
+        let weights = gpu.block("weights", cuda::weights_bytes(graphs, plan.activation))?;
         let (total, mut done) = (plan.memory.weights_bytes, 0);
         let mut advance = |bytes: u64| {
             done += bytes;
@@ -152,6 +182,7 @@ impl CudaExecutor {
             staging: &mut staging,
             checkpoint: &checkpoint,
             half,
+            activation: plan.activation,
             at: weights.address(),
             end: weights.address() + weights.bytes(),
             advance: &mut advance,
@@ -171,10 +202,21 @@ impl CudaExecutor {
             layout,
         };
         let inputs = Inputs::new(addresses.range(|w| &w.inputs));
-        let vocab = plan.config.text.vocab_size;
+        let (vocab, max_seqs) = (plan.config.text.vocab_size, plan.options.max_seqs);
+        let best = addresses.range(|w| &w.best);
+        assert_eq!(best.end - best.start, 8 * best_len(max_seqs, vocab) as u64, "slices of the sampler");
+        let places = Places {
+            inputs: addresses.range(|w| &w.sampling),
+            scores: addresses.of(|w| &w.scores),
+            best: best.start,
+            arrivals: addresses.of(|w| &w.arrivals),
+            picked: addresses.of(|w| &w.tokens),
+        };
+        let sampling = Sampling::new(&gpu, places, max_seqs, vocab)?;
         let mut executor = CudaExecutor {
-            logits_host: vec![0.0; plan.options.max_seqs * vocab],
-            sampler: Sampler::new(vocab),
+            logits_host: vec![0.0; max_seqs * vocab],
+            sampling,
+            watch: None,
             plan: Arc::new(plan),
             gpu,
             kernels,
@@ -227,7 +269,8 @@ impl CudaExecutor {
             let step = "capturing a decode step";
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             self.gpu.stream.begin_capture(mode).map_err(failed(step))?;
-            let launched = self.steps().run(&self.plan.decode, &self.decoder_weights, &call);
+            let steps = self.steps();
+            let launched = steps.run(&self.plan.decode, &self.decoder_weights, &call, &mut |_, _| Ok(()));
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = self.gpu.stream.end_capture(flags).map_err(failed(step));
             launched?;
@@ -236,6 +279,27 @@ impl CudaExecutor {
             self.graphs.push((bucket, Replay(graph)));
         }
         Ok(())
+    }
+
+    /// Launches every step of a program, and shows what each wrote if somebody watches.
+    fn launch(&mut self, program: &Program, call: &Call) -> Result<()> {
+        let mut watch = self.watch.take();
+        let steps = self.steps();
+        let weights = match call.phase {
+            Some(_) => &self.decoder_weights,
+            None => &self.vision_weights,
+        };
+        let result = match &mut watch {
+            None => steps.run(program, weights, call, &mut |_, _| Ok(())),
+            Some(watch) => steps.run(program, weights, call, &mut |round, step| {
+                if let Some(mut values) = steps.read_output(round, step)? {
+                    watch(Written { program, step, values: &mut values });
+                }
+                Ok(())
+            }),
+        };
+        self.watch = watch;
+        result
     }
 
     fn steps(&self) -> Steps<'_> {
@@ -264,22 +328,25 @@ impl CudaExecutor {
         let positions = inputs.padded(call.positions.iter().flatten().copied(), 0, 3 * rows);
         let visual_index = inputs.padded(call.visual_index.iter().copied(), NO_ROW, rows);
         let slots = inputs.padded(call.slots.iter().copied(), NO_ROW, rows);
-        let described: Vec<Sequence> = (call.seqs.iter().enumerate())
-            .map(|(i, s)| Sequence {
+        let described = || {
+            call.seqs.iter().enumerate().map(|(i, s)| Sequence {
                 first: s.tokens.start as u32,
                 rows: s.tokens.len() as u32,
                 past: s.past as u32,
                 pages: (i * pages) as u32,
             })
-            .collect();
-        let sequences = inputs.padded(described.iter().flat_map(words_of), 0, 4 * seqs);
+        };
+        let sequences = inputs.padded(described().flat_map(|s| words_of(&s)), 0, 4 * seqs);
         let page_row = |s: &SeqRows| {
             let owned = &call.page_table[s.pages.clone()];
             owned.iter().copied().chain(std::iter::repeat_n(0, pages - owned.len()))
         };
         let page_table = inputs.padded(call.seqs.iter().flat_map(page_row), 0, pages * seqs);
         let logit_index = inputs.padded(call.logit_rows.iter().copied(), 0, logit_rows);
-        let work = if decodes { Vec::new() } else { tiles(&described, kv_heads, heads / kv_heads) };
+        let work = match phase {
+            Phase::Decode => Vec::new(),
+            Phase::Prefill => tiles(&described().collect::<Vec<_>>(), kv_heads, heads / kv_heads),
+        };
         let tiles = inputs.push(work.iter().flat_map(words_of_tile));
         Call {
             rows,
@@ -312,7 +379,7 @@ impl CudaExecutor {
 }
 
 /// An error of a launcher at `step`.
-fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
+pub(super) fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
     match error {
         cuda_kernels::Error::Unsupported { what, help } => Error::Unsupported { what, help },
         other => Error::Cuda { step: step.to_string(), problem: other.to_string() },
@@ -411,7 +478,7 @@ impl Executor for CudaExecutor {
             ..Call::default()
         };
         self.inputs.send(&self.gpu, &mut self.staging)?;
-        self.steps().run(&plan.vision, &self.vision_weights, &device_call)
+        self.launch(&plan.vision, &device_call)
     }
 
     fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {
@@ -424,15 +491,15 @@ impl Executor for CudaExecutor {
         );
         assert!([call.positions.len(), call.visual_index.len(), call.slots.len()] == [n; 3]);
         let graph = match phase {
-            Phase::Decode => self.graphs.iter().position(|(bucket, _)| *bucket >= n),
-            Phase::Prefill => None,
+            Phase::Decode if self.watch.is_none() => self.graphs.iter().position(|(bucket, _)| *bucket >= n),
+            Phase::Decode | Phase::Prefill => None,
         };
         let rows = graph.map_or(n, |at| self.graphs[at].0);
         let device_call = self.prepare(phase, call, rows);
         self.inputs.send(&self.gpu, &mut self.staging)?;
         match graph {
             Some(at) => self.graphs[at].1.0.launch().map_err(failed("decode graph"))?,
-            None => self.steps().run(program, &self.decoder_weights, &device_call)?,
+            None => self.launch(program, &device_call)?,
         }
         let result = program.graph.result.expect("a program has a result");
         let place = program.placements[result.0].expect("logits are in the arena");
@@ -445,26 +512,37 @@ impl Executor for CudaExecutor {
         rows: &mut dyn ExactSizeIterator<Item = SampleRow<'_>>,
         tokens: &mut Vec<Result<u32>>,
     ) -> Result<()> {
-        let vocab = self.plan.config.text.vocab_size;
-        assert_eq!(rows.len(), self.logits.1, "rows to sample");
-        self.logits()?;
-        let logits = &self.logits_host[..rows.len() * vocab];
-        tokens.extend(
-            rows.zip(logits.chunks_exact(vocab))
-                .map(|(row, logits)| self.sampler.sample(logits, row.history, row.params, row.position)),
-        );
+        let (logits, n) = self.logits;
+        assert_eq!(rows.len(), n, "rows to sample");
+        if n == 0 {
+            return Ok(());
+        }
+        let first = tokens.len();
+        let on = (&self.gpu, &self.kernels, &mut self.staging);
+        self.sampling.sample(on, logits, rows, tokens)?;
+        if tokens[first..].iter().any(|t| matches!(t, Ok(NO_TOKEN))) {
+            // What is wrong with them is said by the logits themselves.
+            let vocab = self.plan.config.text.vocab_size;
+            self.logits()?;
+            for (at, token) in tokens[first..].iter_mut().enumerate() {
+                if matches!(token, Ok(NO_TOKEN)) {
+                    let row = &self.logits_host[at * vocab..][..vocab];
+                    *token = Err(unusable(row, self.sampling.position(at)));
+                }
+            }
+        }
         Ok(())
     }
 
     fn logits(&mut self) -> Result<&[f32]> {
         let (address, rows) = self.logits;
         let host = &mut self.logits_host[..rows * self.plan.config.text.vocab_size];
-        let step = "reading logits";
-        // SAFETY: the logits lie in the arena; the wait below ends before `host` is used.
-        unsafe { result::memcpy_dtoh_async(host, address, self.gpu.stream.cu_stream()) }
-            .map_err(failed(step))?;
-        self.gpu.wait(step)?;
+        self.gpu.read("reading logits", address, host)?;
         Ok(host)
+    }
+
+    fn watch(&mut self, watch: Option<Watch>) {
+        self.watch = watch;
     }
 
     fn measure(&mut self) -> Peaks {

@@ -53,21 +53,28 @@ pub(super) struct Steps<'a> {
 }
 
 /// A round of a segment: the patches, or all tokens.
-struct Round<'a> {
+pub(super) struct Round<'a> {
     program: &'a Program,
     rows: Range<usize>,
     call: &'a Call,
 }
 
 impl Steps<'_> {
-    /// Launches every step of `program`, tiled segments tile by tile.
-    pub(super) fn run(&self, program: &Program, weights: &Weights, call: &Call) -> Result<()> {
+    /// Launches every step of `program`, tiled segments tile by tile, and calls `after` after each.
+    pub(super) fn run(
+        &self,
+        program: &Program,
+        weights: &Weights,
+        call: &Call,
+        after: &mut dyn FnMut(&Round, usize) -> Result<()>,
+    ) -> Result<()> {
         for segment in &program.segments {
             let tile = segment.tile_rows.unwrap_or(call.rows).max(1);
             for first in (0..call.rows).step_by(tile) {
                 let round = Round { program, rows: first..(first + tile).min(call.rows), call };
                 for at in segment.steps.clone() {
                     self.step(&round, at, weights)?;
+                    after(&round, at)?;
                 }
             }
         }
@@ -112,10 +119,10 @@ impl Steps<'_> {
                     kernels.patchify(stream, &patchify)
                 }
                 Op::Embed { .. } => {
-                    let (table, table_dtype) = weights.table();
+                    let (table, stored) = weights.table();
                     let embed = Embed {
                         table,
-                        table_dtype,
+                        stored,
                         vocab: self.plan.config.text.vocab_size,
                         tokens: call.tokens,
                         visual: self.addresses.visual,
@@ -279,6 +286,26 @@ impl Steps<'_> {
             }
         };
         launched.map_err(|error| Error::Cuda { step: self.describe(program, at), problem: error.to_string() })
+    }
+
+    /// Waits for step `at` and reads what it wrote in this round, if it has an output.
+    pub(super) fn read_output(&self, round: &Round, at: usize) -> Result<Option<Vec<f32>>> {
+        let Some(output) = round.program.graph.nodes[at].output else { return Ok(None) };
+        let value = round.program.graph.value(output);
+        let n = self.rows(round, value.shape.rows).len() * value.shape.cols;
+        let (step, from) = (self.describe(round.program, at), self.locate(round, output));
+        if value.dtype == DType::F32 {
+            let mut values = vec![0f32; n];
+            self.gpu.read(&step, from, &mut values)?;
+            return Ok(Some(values));
+        }
+        let mut bits = vec![0u16; n];
+        self.gpu.read(&step, from, &mut bits)?;
+        let number = |bits: u16| match self.half {
+            Half::BF16 => half::bf16::from_bits(bits).to_f32(),
+            Half::F16 => half::f16::from_bits(bits).to_f32(),
+        };
+        Ok(Some(bits.into_iter().map(number).collect()))
     }
 
     fn describe(&self, program: &Program, at: usize) -> String {

@@ -1,0 +1,224 @@
+//! What a process of its own shows: faults of the driver are errors that say where, leak nothing and leave the
+//! process able to go on; and the device holds what the plan states.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::process::Command;
+
+use common::samples::samples;
+use cudarc::driver::CudaContext;
+use qwenvl::graph::DType;
+use qwenvl::{Checkpoint, Engine, EngineOptions, Request, Result, Target};
+use random_checkpoint::{Format, Size};
+use serde_json::Value;
+
+/// Times that a child tries to load and answer.
+const TRIES: usize = 30;
+
+fn options() -> EngineOptions {
+    EngineOptions { target: Target::Cuda(0), context_tokens: Some(192), ..EngineOptions::default() }
+}
+
+/// A picture and a question, the answer drawn, with a penalty.
+fn request() -> Request {
+    let sample = samples().remove(0);
+    Request { max_tokens: Some(3), temperature: Some(0.5), repetition_penalty: Some(1.1), ..sample.request }
+}
+
+fn load_and_answer() -> Result<String> {
+    let mut engine = Engine::load(Checkpoint::tiny()?, &options())?;
+    Ok(engine.answer(&request())?.text)
+}
+
+/// Runs a test of this file, one that is ignored otherwise, in a process where the simulated driver fails as
+/// `faults` says. The lines that it printed for us.
+fn child(test: &str, faults: &str) -> Vec<String> {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("CUDASIM_FAIL", faults)
+        .env("CUDASIM_COUNTERS", "0")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{faults}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+    // The name of the test stands before the first line.
+    text.lines().filter_map(|l| l.split_once("@ ")).map(|(_, line)| line.to_string()).collect()
+}
+
+/// A real device has no faults to order.
+fn is_real() -> bool {
+    std::env::var("QWENVL_TEST_GPU").is_ok_and(|v| v == "1")
+}
+
+#[test]
+#[ignore = "a child of the tests here"]
+fn tries_until_it_answers() {
+    let context = CudaContext::new(0).unwrap();
+    let free = || context.mem_get_info().unwrap().0;
+    for _ in 0..TRIES {
+        let before = free();
+        match load_and_answer() {
+            Ok(text) => {
+                println!("@ answered: {text}");
+                println!("@ leaked {}", before - free());
+                return;
+            }
+            Err(error) => println!("@ failed: {error}"),
+        }
+        println!("@ leaked {}", before - free());
+    }
+}
+
+#[test]
+#[ignore = "a child of the tests here"]
+fn tries_again_after_a_lost_context() {
+    for _ in 0..2 {
+        match load_and_answer() {
+            Ok(text) => println!("@ answered: {text}"),
+            Err(error) => println!("@ failed: {error}"),
+        }
+    }
+}
+
+/// What failed, without what came after.
+fn failures(lines: &[String]) -> Vec<&str> {
+    lines.iter().filter_map(|l| l.strip_prefix("failed: ")).collect()
+}
+
+#[test]
+fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
+    if is_real() {
+        return;
+    }
+    let whole = child("tries_until_it_answers", "");
+    let answer = whole.iter().find(|l| l.starts_with("answered")).expect("answers without faults");
+    // Each try gets further than the one before, until one comes to its end.
+    for (kind, step, steps) in [
+        ("alloc", 9, ["allocating pinned memory", "for the arena", "sending"]),
+        ("copy", 23, ["loading kernels", "sending model.", "sending inputs"]),
+        ("launch", 17, ["repacking", "prefill step", "decode graph"]),
+        ("module", 2, ["loading", "loading", "loading"]),
+    ] {
+        let places = [1, 3].into_iter().chain((1..TRIES).map(|n| 4 + n * (n + 1) / 2 * step));
+        let faults: Vec<String> = places.map(|n| format!("{kind}:{n}")).collect();
+        let lines = child("tries_until_it_answers", &faults.join(","));
+        println!("{kind}: {lines:#?}");
+        let failed = failures(&lines);
+        assert!(failed.len() >= 4, "{kind}: {lines:?}");
+        for error in &failed {
+            assert!(error.starts_with("CUDA: "), "{kind}: {error}");
+        }
+        for step in steps {
+            assert!(failed.iter().any(|e| e.contains(step)), "{kind}: none at {step}: {failed:#?}");
+        }
+        assert!(lines.contains(answer), "{kind}: {lines:?}");
+        assert!(
+            lines.iter().filter(|l| l.starts_with("leaked")).all(|l| l == "leaked 0"),
+            "{kind}: {lines:?}"
+        );
+    }
+}
+
+#[test]
+fn a_lost_context_or_device_is_an_error_with_its_step() {
+    if is_real() {
+        return;
+    }
+    for (fault, recovers) in
+        [("sticky:2", true), ("sticky:70", true), ("sticky:250", true), ("device-lost:300", false)]
+    {
+        let lines = child("tries_again_after_a_lost_context", fault);
+        println!("{fault}: {lines:#?}");
+        let failed = failures(&lines);
+        assert_eq!(failed.len(), if recovers { 1 } else { 2 }, "{fault}: {lines:?}");
+        assert!(failed.iter().all(|e| e.starts_with("CUDA: ")), "{fault}: {lines:?}");
+        assert_eq!(lines.iter().any(|l| l.starts_with("answered")), recovers, "{fault}: {lines:?}");
+    }
+}
+
+#[test]
+#[ignore = "a child of the tests here"]
+fn holds_what_its_plan_states() {
+    let context = CudaContext::new(0).unwrap();
+    let free = || context.mem_get_info().unwrap().0 as u64;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = random_checkpoint::config_json(Size::Tiny, Format::Bf16);
+    config["tie_word_embeddings"] = true.into();
+    random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
+        .unwrap();
+    std::fs::copy(common::path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json"))
+        .unwrap();
+    let open = || Checkpoint::open(dir.path()).unwrap();
+    let cases: [(&dyn Fn() -> Checkpoint, EngineOptions); 3] = [
+        (&|| Checkpoint::tiny().unwrap(), options()),
+        (&|| Checkpoint::tiny().unwrap(), EngineOptions { max_seqs: 9, activation: DType::F16, ..options() }),
+        (&open, EngineOptions { context_tokens: Some(1000), ..options() }),
+    ];
+    for (open, options) in cases {
+        let before = free();
+        let mut engine = Engine::load(open(), &options).unwrap();
+        let loaded = free();
+        engine.answer(&request()).unwrap();
+        println!("@ {} {} {}", engine.plan().memory.total_bytes(), before - loaded, before - free());
+        drop(engine);
+        assert_eq!(free(), before, "an engine takes its memory with it");
+    }
+}
+
+#[test]
+fn the_device_holds_what_the_plan_states() {
+    let lines = child("holds_what_its_plan_states", "");
+    assert_eq!(lines.len(), 3);
+    for line in lines {
+        println!("planned, held after load, after an answer: {line}");
+        let bytes: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+        let [planned, loaded, answered] = bytes[..] else { panic!("{line}") };
+        // Five blocks, rounded to the allocator's pages.
+        assert!(loaded >= planned && loaded <= planned + 5 * (2 << 20), "{line}");
+        assert_eq!(loaded, answered, "an answer takes nothing");
+    }
+}
+
+/// What `qwenvl check --json` says, and its exit code.
+fn check(faults: &str) -> (Value, Option<i32>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_qwenvl"))
+        .args(["check", "--json"])
+        .env("CUDASIM_FAIL", faults)
+        .env("CUDASIM_COUNTERS", "0")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {text}")), output.status.code())
+}
+
+#[test]
+fn check_tests_every_kernel_on_every_device() {
+    let (report, code) = check("");
+    assert_eq!((&report["passed"], code), (&true.into(), Some(0)), "{report:#}");
+    let device = &report["cuda"]["devices"][0];
+    let tests = device["tests"].as_array().unwrap();
+    for kernel in [
+        "dense_gemm",
+        "embed",
+        "flash_attn",
+        "int4_gemm",
+        "int8_gemm",
+        "norm",
+        "paged_attn",
+        "patchify",
+        "pointwise",
+        "rope",
+        "sample",
+    ] {
+        assert!(tests.iter().any(|t| t["kernel"] == kernel), "{kernel}: {tests:#?}");
+    }
+    assert!(tests.iter().all(|t| t["passed"] == true && t["worst"].as_f64().unwrap() <= 1.0));
+    if is_real() {
+        return;
+    }
+    let (report, code) = check("sticky:200");
+    assert_eq!((&report["passed"], code), (&false.into(), Some(1)), "{report:#}");
+    let error = report["cuda"]["devices"][0]["error"].as_str().unwrap();
+    assert!(error.starts_with("CUDA: "), "{error}");
+}

@@ -1,0 +1,213 @@
+//! The CUDA executor beside the CPU's: on a GPU, or on the simulated one of `cudasim env`.
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::samples::{Sample, samples};
+use common::{path, tiny_gptq};
+use qwenvl::exec::compare::compare;
+use qwenvl::exec::{DecoderCall, Executor, Phase, SampleRow};
+use qwenvl::graph::{DType, Plan};
+use qwenvl::kernels::SeqRows;
+use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
+use qwenvl::{Checkpoint, Engine, EngineOptions, Error, Event, Frontend, Result, Target};
+use random_checkpoint::{Format, Size};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn options(target: Target) -> EngineOptions {
+    EngineOptions {
+        target,
+        context_tokens: Some(256),
+        threads: Some(2),
+        max_seqs: 4,
+        ..EngineOptions::default()
+    }
+}
+
+/// Runs all samples together, three tokens each.
+fn run(engine: &mut Engine, samples: &[Sample]) -> Result<()> {
+    for sample in samples {
+        let mut prepared = engine.frontend().prepare(&sample.request)?;
+        prepared.max_tokens = Some(3);
+        engine.submit(prepared)?;
+    }
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        engine.step(&mut events)?;
+    }
+    assert!(events.iter().all(|e| !matches!(e, Event::Failed(..))));
+    Ok(())
+}
+
+/// Compares every step of a checkpoint on both executors.
+fn check(name: &str, open: &dyn Fn() -> Checkpoint, activation: DType, fuse: bool, samples: &[Sample]) {
+    let load = |target| {
+        // Chunks that cut prompts, or do not.
+        let prefill_chunk_tokens = if activation == DType::BF16 { 512 } else { 29 };
+        let options = EngineOptions { activation, fuse, prefill_chunk_tokens, ..options(target) };
+        Engine::load(open(), &options).unwrap()
+    };
+    let (mut cpu, mut device) = (load(Target::Cpu), load(Target::Cuda(0)));
+    let differences = compare(&mut cpu, &mut device, &mut |e| run(e, samples)).unwrap();
+    let mut most = BTreeMap::<(&str, &str), f64>::new();
+    for d in &differences {
+        let most = most.entry((d.op, d.kernel)).or_default();
+        *most = most.max(d.worst);
+    }
+    println!("{name} {activation} {}: {most:.3?}", if fuse { "fused" } else { "plain" });
+    for d in &differences {
+        assert!(d.worst <= 1.0, "{name} {activation}, fused {fuse}: {d:?}");
+    }
+}
+
+#[test]
+fn every_step_gives_what_the_cpu_gives_within_the_roundings_of_its_type() {
+    let (int4, int8) = (tiny_gptq(4), tiny_gptq(8));
+    type Open<'a> = (&'a str, &'a dyn Fn() -> Checkpoint);
+    let checkpoints: [Open; 4] = [
+        ("bf16", &|| Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap()),
+        ("awq", &|| Checkpoint::tiny().unwrap()),
+        ("gptq int4", &|| Checkpoint::open(int4.path()).unwrap()),
+        ("gptq int8", &|| Checkpoint::open(int8.path()).unwrap()),
+    ];
+    let samples: Vec<_> = samples().into_iter().take(5).collect();
+    for (name, open) in checkpoints {
+        check(name, open, DType::BF16, true, &samples);
+        check(name, open, DType::F16, true, &samples);
+    }
+    check("awq", checkpoints[1].1, DType::BF16, false, &samples);
+}
+
+/// A checkpoint of the tiny model's shape with random weights, edited.
+fn random(format: Format, edit: impl FnOnce(&mut Value)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = random_checkpoint::config_json(Size::Tiny, format);
+    edit(&mut config);
+    random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
+        .unwrap();
+    std::fs::copy(path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    dir
+}
+
+#[test]
+fn a_tied_table_is_on_the_device_once() {
+    let samples: Vec<_> = samples().into_iter().take(2).collect();
+    let [tied, untied] = [true, false].map(|tied| {
+        random(Format::Bf16, |c| {
+            c["tie_word_embeddings"] = tied.into();
+            // A last strip that is not whole.
+            c["vocab_size"] = 1288.into();
+        })
+    });
+    let open = || Checkpoint::open(tied.path()).unwrap();
+    check("tied", &open, DType::BF16, true, &samples);
+    // In another type the table would be rounded: there it is kept as it is.
+    check("tied", &open, DType::F16, true, &samples);
+    let bytes = |dir: &TempDir, activation| {
+        let options = EngineOptions { activation, ..options(Target::Cuda(0)) };
+        let engine = Engine::load(Checkpoint::open(dir.path()).unwrap(), &options).unwrap();
+        engine.plan().memory.total_bytes()
+    };
+    let table = 2 * 1288 * 256;
+    assert_eq!(bytes(&untied, DType::BF16) - bytes(&tied, DType::BF16), table);
+    assert_eq!(bytes(&untied, DType::F16), bytes(&tied, DType::F16));
+}
+
+#[test]
+fn groups_of_several_records_run_and_others_are_refused_by_name() {
+    let samples: Vec<_> = samples().into_iter().take(2).collect();
+    for (format, group) in
+        [(Format::Awq, 256), (Format::GptqInt4, 256), (Format::GptqInt4, -1), (Format::GptqInt8, -1)]
+    {
+        let dir = random(format, |c| c["quantization_config"]["group_size"] = group.into());
+        let open = || Checkpoint::open(dir.path()).unwrap();
+        check(&format!("{format:?}, groups of {group}"), &open, DType::BF16, true, &samples);
+    }
+    for (format, key, value, named) in [
+        (Format::Awq, "group_size", json!(64), "group_size 64"),
+        (Format::GptqInt4, "group_size", json!(32), "group_size 32"),
+    ] {
+        let dir = random(format, |c| c["quantization_config"][key] = value);
+        let error =
+            Engine::load(Checkpoint::open(dir.path()).unwrap(), &options(Target::Cuda(0))).err().unwrap();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(named) && text.contains("--device cpu"), "{text}");
+    }
+}
+
+/// A CUDA executor for the tiny model.
+fn executor(max_seqs: usize) -> Box<dyn Executor> {
+    let checkpoint = Checkpoint::tiny().unwrap();
+    let frontend = Frontend::new(&checkpoint).unwrap();
+    let options = EngineOptions { max_seqs, ..options(Target::Cuda(0)) };
+    let device = qwenvl::exec::cuda::device(0).unwrap();
+    let plan = Plan::new(&checkpoint.config, &device, &options.plan_options(&frontend)).unwrap();
+    Box::new(qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint.into(), 0, &mut |_, _| {}).unwrap())
+}
+
+#[test]
+fn the_device_picks_from_its_logits_what_the_host_would() {
+    let mut executor = executor(5);
+    let vocab = executor.plan().config.text.vocab_size;
+    let none = SamplingParams::default();
+    let drawn = SamplingParams { do_sample: true, temperature: 0.8, top_k: 0, ..none };
+    let rows = [
+        none,
+        SamplingParams { repetition_penalty: 1.7, ..none },
+        drawn,
+        SamplingParams { top_k: 40, top_p: 0.9, repetition_penalty: 1.2, ..drawn },
+        SamplingParams { temperature: f32::NAN, ..drawn },
+    ];
+    // Five sequences of one token, each in a page of its own.
+    let tokens = [7u32, 300, 301, 302, 303];
+    let positions = [[0u32; 3]; 5];
+    let seqs: Vec<SeqRows> = (0..5).map(|i| SeqRows { tokens: i..i + 1, past: 0, pages: i..i + 1 }).collect();
+    let call = DecoderCall {
+        tokens: &tokens,
+        positions: &positions,
+        visual_index: &[u32::MAX; 5],
+        slots: &[0, 64, 128, 192, 256],
+        seqs: &seqs,
+        page_table: &[0, 1, 2, 3, 4],
+        logit_rows: &[0, 1, 2, 3, 4],
+    };
+    let mut sampler = Sampler::new(vocab);
+    for phase in [Phase::Prefill, Phase::Decode] {
+        for seed in 0..40 {
+            // As often without penalties: then histories stay at home.
+            let params: Vec<SamplingParams> = rows
+                .iter()
+                .map(|p| {
+                    let penalty = if seed % 2 == 0 { p.repetition_penalty } else { 1.0 };
+                    SamplingParams { seed, repetition_penalty: penalty, ..*p }
+                })
+                .collect();
+            executor.forward(phase, &call).unwrap();
+            let logits = executor.logits().unwrap().to_vec();
+            let mut history = TokenSet::new(vocab);
+            history.extend(&[1, 2, 3, 1279]);
+            // What the penalty of the second row is about.
+            let best = (0..vocab as u32)
+                .max_by(|a, b| logits[vocab + *a as usize].total_cmp(&logits[vocab + *b as usize]));
+            history.insert(best.unwrap());
+            let rows =
+                || params.iter().map(|params| SampleRow { params, history: &history, position: 9 + seed });
+            let mut found = Vec::new();
+            executor.sample(&mut rows().collect::<Vec<_>>().into_iter(), &mut found).unwrap();
+            assert_eq!(found.len(), 5);
+            for (at, (row, found)) in rows().zip(found).enumerate() {
+                let expected =
+                    sampler.sample(&logits[at * vocab..][..vocab], row.history, row.params, row.position);
+                match (found, expected) {
+                    (Ok(found), Ok(expected)) => assert_eq!(found, expected, "row {at}, seed {seed}"),
+                    (Err(found), Err(expected)) => assert_eq!(found.to_string(), expected.to_string()),
+                    (found, expected) => panic!("row {at}: {found:?}, expected {expected:?}"),
+                }
+            }
+        }
+    }
+}
