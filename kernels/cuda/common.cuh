@@ -70,7 +70,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 // The sum over 256 threads, in every thread. `scratch` has 8 floats that nothing else uses.
 __device__ __forceinline__ float block_sum(float x, float *scratch) {
     x = warp_sum(x);
-    __syncthreads();
+    __syncthreads(); // all have read the sums of a call before
     if (threadIdx.x % 32 == 0) {
         scratch[threadIdx.x / 32] = x;
     }

@@ -238,7 +238,6 @@ __device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 lim
             at.above[i] += s.cut.above[i];
             at.equal[i] = s.cut.inside[i];
         }
-        __syncthreads();
     }
     return at;
 }
@@ -339,7 +338,6 @@ extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __g
         target = s.rest[1];
         first = min(first + s.choice * width, end);
         end = min(first + width, end);
-        __syncthreads();
     }
     if (warp != 0) {
         return;

@@ -102,7 +102,11 @@ fn embed_takes_rows_from_the_records_of_a_tied_head() {
                     assert!(row.iter().all(|x| x.is_nan()), "an id beyond the vocabulary");
                     continue;
                 }
-                assert_eq!(r::f64s(row), packed.weights[*token as usize * cols..][..cols], "{half:?} {token}");
+                assert_eq!(
+                    r::f64s(row),
+                    packed.weights[*token as usize * cols..][..cols],
+                    "{half:?} {token}"
+                );
             }
         }
     }

@@ -77,14 +77,12 @@ const LINEAR: &[&str] = &[
 ];
 
 /// Lines whose mutation changes nothing that a test could see: what is changed, a piece of the line, and the reason.
-const UNSEEN: &[(&str, &str, &str)] = &[
-    (
-        "bar.sync",
-        "// all of the block has written",
-        "orders stores to global memory before an atomic of another thread; the simulator runs the threads of a block \
+const UNSEEN: &[(&str, &str, &str)] = &[(
+    "bar.sync",
+    "// all of the block has written",
+    "orders stores to global memory before an atomic of another thread; the simulator runs the threads of a block \
          in an order in which they are",
-    ),
-];
+)];
 
 /// One change of a PTX text: these lines are replaced.
 struct Mutation {

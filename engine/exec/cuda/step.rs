@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
-use qwenvl_graph::{DType, Epilogue, Op, Plan, Program, Rows, ValueId, cuda};
+use qwenvl_graph::{DType, Epilogue, Node, Op, Plan, Program, Rows, ValueId, cuda};
 
 use super::Addresses;
 use super::bind::Weights;
@@ -11,8 +11,8 @@ use super::gpu::Gpu;
 use crate::error::{Error, Result};
 use crate::exec::Phase;
 use crate::kernels::cuda::attention::{FlashAttention, Keys, PagedAttention};
-use crate::kernels::cuda::linear::{Finish, Kv, Linear, Regime, Rope, RopePairs, Workspace};
-use crate::kernels::cuda::norm::{Embed, Norm, NormKind, Patchify};
+use crate::kernels::cuda::linear::{Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, Workspace};
+use crate::kernels::cuda::norm::{Embed, MAX_RMS_COLS, Norm, NormKind, Patchify};
 use crate::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use crate::kernels::cuda::{Half, Kernels};
 
@@ -50,6 +50,8 @@ pub(super) struct Steps<'a> {
     pub(super) half: Half,
     pub(super) addresses: &'a Addresses,
     pub(super) multiprocessors: usize,
+    /// Whether a norm may be the prologue of the linear layer after it, and leave no output.
+    pub(super) joins_norms: bool,
 }
 
 /// A round of a segment: the patches, or all tokens.
@@ -179,9 +181,18 @@ impl Steps<'_> {
                             arrivals: self.addresses.of(|w| &w.arrivals),
                         },
                     };
-                    (0..out_rows).step_by(most).try_for_each(|first| {
-                        kernels.linear(stream, &linear(first, most.min(out_rows - first)))
-                    })
+                    match &program.graph.nodes[at.saturating_sub(1)] {
+                        Node { op: Op::RmsNorm { weight, eps }, inputs, .. }
+                            if at > 0 && self.is_prologue(round, at - 1, weights) =>
+                        {
+                            let norm = Normalised { weight: weights.vector(*weight), eps: *eps };
+                            let l = Linear { x: self.locate(round, inputs[0]), ..linear(0, out_rows) };
+                            kernels.linear_of_norm(stream, &l, &norm)
+                        }
+                        _ => (0..out_rows).step_by(most).try_for_each(|first| {
+                            kernels.linear(stream, &linear(first, most.min(out_rows - first)))
+                        }),
+                    }
                 }
                 Op::LayerNorm { weight, bias, eps } => {
                     let kind = NormKind::Layer(weights.vector(*bias));
@@ -199,6 +210,7 @@ impl Steps<'_> {
                     };
                     kernels.norm(stream, &norm)
                 }
+                Op::RmsNorm { .. } if self.is_prologue(round, at, weights) => Ok(()),
                 Op::RmsNorm { weight, eps } => {
                     let (kind, weight) = (NormKind::Rms, weights.vector(*weight));
                     let norm = Norm {
@@ -286,6 +298,23 @@ impl Steps<'_> {
             }
         };
         launched.map_err(|error| Error::Cuda { step: self.describe(program, at), problem: error.to_string() })
+    }
+
+    /// Whether the norm `at` is computed by the linear layer after it: the same bits, a launch less. So it is when few
+    /// rows are decoded, only that layer reads the norm, and what the norm reads lives on.
+    fn is_prologue(&self, round: &Round, at: usize, weights: &Weights) -> bool {
+        let nodes = &round.program.graph.nodes;
+        let (norm, Some(next)) = (&nodes[at], nodes.get(at + 1)) else { return false };
+        let Op::Linear { parts, k, .. } = &next.op else { return false };
+        let reads = |node: &Node, id: Option<ValueId>| id.is_some_and(|id| node.inputs.contains(&id));
+        let rows = self.kernels.norm_rows(weights.matrix(parts).kind, self.half);
+        self.joins_norms
+            && round.call.phase == Some(Phase::Decode)
+            && round.call.rows <= rows
+            && *k <= MAX_RMS_COLS
+            && next.inputs[0] == norm.output.unwrap_or(norm.inputs[0])
+            && !nodes[at + 2..].iter().any(|node| reads(node, norm.output))
+            && nodes[at + 2..].iter().any(|node| reads(node, Some(norm.inputs[0])))
     }
 
     /// Waits for step `at` and reads what it wrote in this round, if it has an output.
