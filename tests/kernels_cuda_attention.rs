@@ -361,10 +361,10 @@ fn paged_attn_gives_a_sequence_alone_the_bits_it_has_in_a_batch() {
         let pool = Pool::new(&mut rng, half, &lengths, 1);
         let q = encode(half, &rng.normals(lengths.len() * width));
         let together = run_decode(&rig, half, &pool, &[0, 1, 2, 3, 4], group, chunk, &q);
-        for m in 0..lengths.len() {
+        for (m, length) in lengths.iter().enumerate() {
             let rows = m * width..(m + 1) * width;
             let alone = run_decode(&rig, half, &pool, &[m], group, chunk, &q[rows.clone()]);
-            assert_eq!(alone[..width], together[rows], "{half:?}, {} keys", lengths[m]);
+            assert_eq!(alone[..width], together[rows], "{half:?}, {length} keys");
         }
     }
 }
@@ -440,6 +440,7 @@ fn run_prefill(
     parts
 }
 
+#[allow(clippy::too_many_arguments)]
 fn check_prefill(
     what: &str,
     half: Half,

@@ -14,6 +14,7 @@ use crate::gpu::*;
 
 /// Scores err by a chain of d, weights by e to that and by their rounding to T, sums by a chain of the keys, the result
 /// by its rounding. `size` bounds the values.
+#[allow(clippy::too_many_arguments)]
 fn check(
     half: Half,
     found: &[u16],
