@@ -22,10 +22,10 @@ enum QwenvlEpilogue {
 
 // Rotary angles: pair j of a head turns by row positions[row][axis(j)] of the table.
 struct QwenvlRope {
-    const float *angles;            // [positions, columns] of (cos, sin)
+    const float *angles;            // [positions, columns] of (cos, sin); 16-byte aligned, an even number of columns
     const unsigned int *positions;  // [rows, axes]
     unsigned int axes;
-    unsigned int axis_end[3];  // pairs below axis_end[a] follow axis a
+    unsigned int axis_end[3];  // pairs below axis_end[a] follow axis a; even
     unsigned int columns;
     unsigned int restart;  // 1: the columns of the table start anew at each axis
 };
@@ -56,6 +56,8 @@ struct QwenvlLinear {
     struct QwenvlRope rope;
     struct QwenvlKv kv;
     const unsigned int *slots;  // [m]: page · 64 + offset
+    const float *norm_weight;   // [k] f32, kernels of a norm only: then x is f32
+    float eps;
 };
 
 enum QwenvlSourceKind {

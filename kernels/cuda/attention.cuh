@@ -13,7 +13,9 @@ constexpr float HIDDEN = -INFINITY;     // the score of a key that a row does no
 constexpr float LOWEST = -1e30f;        // the maximum before any key: finite, so that LOWEST − LOWEST is 0
 
 // What the loader reads beside a kernel: bytes of dynamic shared memory, rows of a tile.
-#define CONFIG(name, shared_bytes, rows) extern "C" __device__ u32 name##_config[2] = {shared_bytes, rows}
+#define CONFIG(name, shared_bytes, rows)                                                                               \
+    static_assert((shared_bytes) <= MOST_SHARED_BYTES);                                                                \
+    extern "C" __device__ u32 name##_config[2] = {shared_bytes, rows}
 
 // Arguments that choose an instance of a generic lambda.
 struct True {

@@ -1,8 +1,10 @@
 // Part of build.rs: `kernels/cuda/*.cu` to one fatbin each, `abi.h` to Rust.
 //
-// A fatbin holds a cubin for each of QWENVL_CUDA_ARCHS (80,86,89,90 unless set) and PTX for compute_80, compressed,
-// with line numbers. Images are kept in `cuda-kernels` of the target folder under a hash of what they are made from,
-// so that only what changed is compiled, whatever the profile.
+// A fatbin holds a cubin for each of QWENVL_CUDA_ARCHS (80,86,89,90 unless set) and PTX, compressed, with line numbers:
+// for compute_80, and with 86 or 89 also for compute_86, whose kernels keep within 99 KiB of shared memory. Images are
+// kept in `cuda-kernels` of the target folder under a hash of what they are made from, so that only what changed is
+// compiled, whatever the profile. Files are compiled side by side. A kernel that spills on any architecture, or keeps an
+// array in local memory, fails the build. Beside each image lies the PTX for compute_80 as text, which tests take apart.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -16,8 +18,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const FOLDER: &str = "kernels/cuda";
 const ARCHS: &str = "80,86,89,90";
-/// The lowest architecture: its PTX is what newer ones compile when they load it.
+/// The lowest architecture: its PTX is what architectures without machine code compile when they load it.
 const PTX_ARCH: &str = "80";
+/// The lowest with little shared memory, and those that share its choices.
+const SMALL_PTX_ARCH: &str = "86";
+const SMALL_ARCHS: [&str; 2] = ["86", "89"];
 
 pub fn build() {
     for name in ["QWENVL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "PATH", "LIBCLANG_PATH"] {
@@ -34,7 +39,7 @@ pub fn build() {
 
     let mut sources = Vec::new();
     let mut shared = DefaultHasher::new();
-    (&archs, version, 1).hash(&mut shared);
+    (&archs, version, 2).hash(&mut shared);
     let mut files: Vec<PathBuf> = fs::read_dir(FOLDER)
         .unwrap_or_else(|e| fail(&format!("{FOLDER}: {e}")))
         .map(|entry| entry.expect("a folder's entry").path())
@@ -120,25 +125,51 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
     let mut hasher = DefaultHasher::new();
     (shared, fs::read(source).expect("a source")).hash(&mut hasher);
     let key = format!("{name}-{:016x}", hasher.finish());
-    let [image, log] = ["fatbin", "ptxas"].map(|suffix| kept.join(format!("{key}.{suffix}")));
+    let [image, ptx, log] = ["fatbin", "ptx", "ptxas"].map(|suffix| kept.join(format!("{key}.{suffix}")));
     // The log is written last.
-    if !(image.is_file() && log.is_file()) {
-        run_nvcc(nvcc, source, &image, &log, archs);
+    if !(image.is_file() && ptx.is_file() && log.is_file()) {
+        let between = kept.join(format!("{key}.{}", std::process::id()));
+        fs::create_dir_all(&between).unwrap_or_else(|e| fail(&format!("{}: {e}", between.display())));
+        let text = run_nvcc(nvcc, source, &image, &between, archs);
+        // As nvcc names it when there are several architectures, or one.
+        let names = [format!("{name}.compute_{PTX_ARCH}.ptx"), format!("{name}.ptx")];
+        let made = names.iter().map(|name| between.join(name)).find(|path| path.is_file());
+        let made = made.unwrap_or_else(|| fail(&format!("nvcc left no PTX in {}", between.display())));
+        fs::copy(made, &ptx).unwrap_or_else(|e| fail(&format!("{}: {e}", ptx.display())));
+        let _ = fs::remove_dir_all(&between);
+        let spills: Vec<String> = resources(&text)
+            .filter(|r| r.spilled_bytes + r.stack_bytes > 0)
+            .map(|r| {
+                format!(
+                    "{} on sm_{}: {} bytes, stack of {}",
+                    r.kernel, r.arch, r.spilled_bytes, r.stack_bytes
+                )
+            })
+            .collect();
+        if !spills.is_empty() {
+            fail(&format!("{}: registers spill\n{}", source.display(), spills.join("\n")));
+        }
+        fs::write(&log, text).expect("writing to the target folder");
     }
-    for (from, suffix) in [(image, "fatbin"), (log, "ptxas")] {
+    for (from, suffix) in [(image, "fatbin"), (ptx, "ptx"), (log, "ptxas")] {
         let to = out.join(format!("{name}.{suffix}"));
         fs::copy(&from, &to).unwrap_or_else(|e| fail(&format!("{}: {e}", to.display())));
     }
 }
 
-fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, log: &Path, archs: &[String]) {
-    let mut args: Vec<OsString> =
-        ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "-o"].map(OsString::from).to_vec();
-    args.extend([image.into(), source.into()]);
+/// Makes the image, with what lies between in the folder `between`. What ptxas says.
+fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, between: &Path, archs: &[String]) -> String {
+    let mut args: Vec<OsString> = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "--keep"]
+        .map(OsString::from)
+        .to_vec();
+    args.extend(["--keep-dir".into(), between.into(), "-o".into(), image.into(), source.into()]);
     for arch in archs {
         args.extend(["-gencode".into(), format!("arch=compute_{arch},code=sm_{arch}").into()]);
     }
-    args.extend(["-gencode".into(), format!("arch=compute_{PTX_ARCH},code=compute_{PTX_ARCH}").into()]);
+    let small = archs.iter().any(|arch| SMALL_ARCHS.contains(&arch.as_str()));
+    for arch in [Some(PTX_ARCH), small.then_some(SMALL_PTX_ARCH)].into_iter().flatten() {
+        args.extend(["-gencode".into(), format!("arch=compute_{arch},code=compute_{arch}").into()]);
+    }
     let output = match Command::new(nvcc).args(&args).output() {
         Ok(output) => output,
         Err(e) => fail(&format!("{}: {e}", nvcc.display())),
@@ -150,7 +181,45 @@ fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, log: &Path, archs: &[Strin
     for line in text.lines().filter(|line| line.contains("warning")) {
         println!("cargo:warning={line}");
     }
-    fs::write(log, &*text).expect("writing to the target folder");
+    text.into_owned()
+}
+
+/// What ptxas says of a kernel on an architecture.
+#[derive(Default)]
+struct Resources {
+    kernel: String,
+    arch: u32,
+    registers: u32,
+    stack_bytes: u32,
+    spilled_bytes: u32,
+    shared_bytes: u32,
+}
+
+fn resources(log: &str) -> impl Iterator<Item = Resources> + '_ {
+    let mut r = Resources::default();
+    log.lines().filter_map(move |line| {
+        // Compiling entry function 'k' for 'sm_80'
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let mut parts = rest.split('\'');
+            r = Resources { kernel: parts.next().unwrap_or_default().to_string(), ..Default::default() };
+            r.arch = parts.nth(1).and_then(|a| a.trim_start_matches("sm_").parse().ok()).unwrap_or(0);
+        // 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+        } else if line.contains("bytes spill stores") {
+            let number = |part: &str| part.split_whitespace().next().and_then(|n| n.parse::<u32>().ok());
+            let numbers: Vec<u32> = line.split(',').filter_map(number).collect();
+            r.stack_bytes = numbers.first().copied().unwrap_or(0);
+            r.spilled_bytes = numbers.iter().skip(1).sum();
+        // Used 63 registers, used 1 barriers, 32 bytes smem, ...
+        } else if let Some(rest) = line.split("Used ").nth(1) {
+            let before = |unit: &str| {
+                let part = rest.split(',').find(|part| part.trim_end().ends_with(unit));
+                part.and_then(|p| p.split_whitespace().find_map(|w| w.parse::<u32>().ok())).unwrap_or(0)
+            };
+            (r.registers, r.shared_bytes) = (before("registers"), before("bytes smem"));
+            return Some(std::mem::take(&mut r));
+        }
+        None
+    })
 }
 
 fn stem(path: &Path) -> String {
@@ -170,31 +239,13 @@ fn images(sources: &[PathBuf], out: &Path, archs: &[String], version: (u32, u32)
         let log = fs::read_to_string(out.join(format!("{name}.ptxas"))).expect("written before");
         let image = out.join(format!("{name}.fatbin"));
         writeln!(text, "Image {{ name: {name:?}, bytes: include_bytes!({image:?}), resources: &[").unwrap();
-        let (mut kernel, mut arch, mut spilled) = (String::new(), 0, 0);
-        for line in log.lines() {
-            // Compiling entry function 'k' for 'sm_80'
-            if let Some(rest) = line.split("Compiling entry function '").nth(1) {
-                let mut parts = rest.split('\'');
-                kernel = parts.next().unwrap_or_default().to_string();
-                arch = parts.nth(1).and_then(|a| a.trim_start_matches("sm_").parse().ok()).unwrap_or(0);
-            // 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-            } else if line.contains("bytes spill stores") {
-                let number = |part: &str| part.split_whitespace().next().and_then(|n| n.parse::<u32>().ok());
-                spilled = line.split(',').skip(1).filter_map(number).sum();
-            // Used 63 registers, used 1 barriers, 32 bytes smem, ...
-            } else if let Some(rest) = line.split("Used ").nth(1) {
-                let before = |unit: &str| {
-                    let part = rest.split(',').find(|part| part.trim_end().ends_with(unit));
-                    part.and_then(|p| p.split_whitespace().find_map(|w| w.parse::<u32>().ok())).unwrap_or(0)
-                };
-                let (registers, shared_bytes) = (before("registers"), before("bytes smem"));
-                writeln!(
-                    text,
-                    "Resources {{ kernel: {kernel:?}, arch: {arch}, registers: {registers}, \
-                     spilled_bytes: {spilled}, shared_bytes: {shared_bytes} }},"
-                )
-                .unwrap();
-            }
+        for Resources { kernel, arch, registers, spilled_bytes, shared_bytes, .. } in resources(&log) {
+            writeln!(
+                text,
+                "Resources {{ kernel: {kernel:?}, arch: {arch}, registers: {registers}, \
+                 spilled_bytes: {spilled_bytes}, shared_bytes: {shared_bytes} }},"
+            )
+            .unwrap();
         }
         text.push_str("] },\n");
     }

@@ -5,6 +5,14 @@
 #include "ptx.cuh"
 
 constexpr u32 THREADS = 256; // of a block, unless a kernel says otherwise
+// Shared memory of a block: 163 KiB on sm_80 and more on sm_90, 99 KiB on sm_86 and sm_89.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
+#define LARGE_SMALL(large, small) small
+#else
+#define LARGE_SMALL(large, small) large
+#endif
+constexpr u32 MOST_SHARED_BYTES = LARGE_SMALL(163, 99) * 1024;
+
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // The 16-bit element types. `MAGIC | q` is a number whose last bits are q, `NEGATIVE | z` is what takes it to q − z.
@@ -78,13 +86,24 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
 struct Turn {
     float cos, sin;
 };
-// The angle of pair `pair` for row `row`.
-__device__ __forceinline__ Turn turn(const QwenvlRope &rope, u32 row, u32 pair) {
-    u32 axis = pair < rope.axis_end[0] ? 0 : pair < rope.axis_end[1] ? 1 : 2;
-    u32 start = axis == 0 || !rope.restart ? 0 : axis == 1 ? rope.axis_end[0] : rope.axis_end[1];
-    u32 position = rope.positions[row * rope.axes + axis];
-    float2 angle = reinterpret_cast<const float2 *>(rope.angles)[position * rope.columns + (pair - start)];
-    return {angle.x, angle.y};
+// The angles of N neighbouring pairs from `pair` on for row `row`: N, `pair` and the ends of axes are even. Positions
+// first, then all angles, two to a load.
+template <int N> __device__ __forceinline__ void turns(Turn (&by)[N], const QwenvlRope &rope, u32 row, u32 pair) {
+    u32 position[3];
+#pragma unroll
+    for (u32 axis = 0; axis < 3; axis++) {
+        position[axis] = rope.positions[row * rope.axes + min(axis, rope.axes - 1)];
+    }
+#pragma unroll
+    for (u32 i = 0; i < N; i += 2) {
+        u32 at = pair + i;
+        u32 axis = at < rope.axis_end[0] ? 0 : at < rope.axis_end[1] ? 1 : 2;
+        u32 start = axis == 0 || !rope.restart ? 0 : axis == 1 ? rope.axis_end[0] : rope.axis_end[1];
+        u32 place = axis == 0 ? position[0] : axis == 1 ? position[1] : position[2];
+        float4 two = reinterpret_cast<const float4 *>(rope.angles)[(place * rope.columns + (at - start)) / 2];
+        by[i].cos = two.x, by[i].sin = two.y;
+        by[i + 1].cos = two.z, by[i + 1].sin = two.w;
+    }
 }
 
 // Where channel 0 of a token's key (or value) lies.

@@ -1,6 +1,6 @@
 // dense_gemm: Y[m, n] = X[m, k] · W[n, k]ᵀ for weights of the type of X: vision tower, merger, LM head, BF16 models
 // math    Σ_k X[m, k] · W[n, k] in one chain of mma (small m: one per slice), then the epilogue; linear.cuh
-// launch  m8 … m64: grid = n_runs of the plan, ring of 64 or 32 inputs x 256 outputs;
+// launch  norm, m8 … m64: grid = n_runs of the plan, ring of 64 or 32 inputs x 256 outputs;
 //         prefill: persistent, 128 rows x 256 outputs, warps of 64 x 64. 256 threads.
 // needs   m at most that of the kernel's name
 // bytes   2 per weight, once (prefill: once per 128 rows, through L2)
@@ -12,9 +12,11 @@ LINEAR_KERNEL(dense_gemm_bf16_m8, BF16, Dense, 8, 1, LARGE_SMALL(2, 1), LARGE_SM
 LINEAR_KERNEL(dense_gemm_bf16_m16, BF16, Dense, 8, 2, LARGE_SMALL(2, 1), LARGE_SMALL(4, 5), false)
 LINEAR_KERNEL(dense_gemm_bf16_m32, BF16, Dense, 8, 4, LARGE_SMALL(2, 1), 4, false)
 LINEAR_KERNEL(dense_gemm_bf16_m64, BF16, Dense, 8, 8, LARGE_SMALL(2, 1), LARGE_SMALL(3, 4), false)
+LINEAR_KERNEL(dense_gemm_bf16_norm, BF16, Dense, 8, 1, LARGE_SMALL(2, 1), LARGE_SMALL(3, 4), false, LARGE_SMALL(2, 1))
 LINEAR_KERNEL(dense_gemm_bf16_prefill, BF16, Dense, 4, 8, 1, LARGE_SMALL(5, 3), true)
 LINEAR_KERNEL(dense_gemm_f16_m8, F16, Dense, 8, 1, LARGE_SMALL(2, 1), LARGE_SMALL(4, 5), false)
 LINEAR_KERNEL(dense_gemm_f16_m16, F16, Dense, 8, 2, LARGE_SMALL(2, 1), LARGE_SMALL(4, 5), false)
 LINEAR_KERNEL(dense_gemm_f16_m32, F16, Dense, 8, 4, LARGE_SMALL(2, 1), 4, false)
 LINEAR_KERNEL(dense_gemm_f16_m64, F16, Dense, 8, 8, LARGE_SMALL(2, 1), LARGE_SMALL(3, 4), false)
+LINEAR_KERNEL(dense_gemm_f16_norm, F16, Dense, 8, 1, LARGE_SMALL(2, 1), LARGE_SMALL(3, 4), false, LARGE_SMALL(2, 1))
 LINEAR_KERNEL(dense_gemm_f16_prefill, F16, Dense, 4, 8, 1, LARGE_SMALL(5, 3), true)

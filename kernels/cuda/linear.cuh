@@ -20,20 +20,15 @@
 //         contiguous bytes of a plain row of X.
 //         With `half`, rows r and r + half of a head of 2·half (gate and up: of the whole) share the accumulators of
 //         a lane, so that rotations and SwiGLU need no exchange.
+// norm    the small-m kernels of a NORM take rows of f32 and their RMSNorm is a prologue, the same function as in norm.cu:
+//         while the first weights come in, each CTA normalises the rows and keeps them in shared memory for all stages.
 // launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
 //         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X and the scales.
 // needs   k % 8 == 0; rows of X beyond m and inputs beyond k are read as zeros; n beyond the last row not stored.
 // bytes   weights once per 64 rows (16-bit prefill: 128) through L2, X once per 256 outputs through L2.
 #pragma once
 
-#include "common.cuh"
-
-// Shared memory of a block: 163 KiB on sm_80 and more on sm_90, 99 KiB on sm_86 and sm_89.
-#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
-#define LARGE_SMALL(large, small) small
-#else
-#define LARGE_SMALL(large, small) large
-#endif
+#include "norm.cuh"
 
 // A weight format. TILES_PER_VECTOR and STEPS_PER_VECTOR: 16x16 tiles along n and along k in 16 bytes of a lane.
 struct Int4 {
@@ -107,17 +102,20 @@ struct Dense {
 };
 
 // T elements, W weights, WARPS_N warps along the 256 outputs of a strip (the rest along m), NT tiles of 8 rows per
-// warp, KB blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA.
-template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_> struct LinearConfig {
+// warp, KB blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of
+// f32 that are normalised, at most so many.
+template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0>
+struct LinearConfig {
     using T = T_;
     using W = W_;
     static constexpr int WARPS_N = WARPS_N_, NT = NT_, KB = KB_, STAGES = STAGES_;
     static constexpr bool PREFILL = PREFILL_;
+    static constexpr int NORM = NORM_;
     static constexpr int PAIRS = 8 / WARPS_N;       // 32-output pairs of tiles per warp
-    static constexpr int ROWS = 8 / WARPS_N * NT * 8; // rows of X per CTA
+    static constexpr int ROWS = NORM > 0 ? NORM : 8 / WARPS_N * NT * 8; // rows of X per CTA
     static constexpr u32 WEIGHT_BYTES = 2 * 4 * KB * W::VECTORS * 512;
     static constexpr u32 TAIL_BYTES = 2 * W::TAIL;
-    static constexpr u32 X_BYTES = ROWS * KB * 64;
+    static constexpr u32 X_BYTES = NORM > 0 ? 0 : ROWS * KB * 64; // of a stage
     static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + TAIL_BYTES + X_BYTES;
     // Prefill of grouped weights keeps the sum of the slices before in shared memory.
     static constexpr u32 TOTAL_BYTES = PREFILL && W::GROUPED ? PAIRS * 2 * NT * 4 * THREADS * 4 : 0;
@@ -127,10 +125,13 @@ template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool 
     static constexpr u32 FINISH_AT = STAGES * STAGE_BYTES, FINISH_STRIDE = 20;
     static constexpr u32 FINISH_BYTES = 8 * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
-    static constexpr u32 SMEM_BYTES = ARRIVED_AT + 16;
+    // Normalised rows of all inputs.
+    static constexpr u32 ROWS_AT = ARRIVED_AT + 16, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2;
+    static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
     static_assert(!W::GROUPED || KB == 4, "a group is a stage");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
-    static_assert(NT % STEP == 0 && SMEM_BYTES <= LARGE_SMALL(163, 99) * 1024);
+    static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
+    static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
 
 // Where a worker is in its stages.
@@ -225,17 +226,8 @@ template <class C> struct Linear {
             ptx::copy16_hint(stage_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16,
                              ahead_w + (W::RECORD - W::TAIL), ahead_there ? 16 : 0, policy);
         }
-        u32 row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
-        bool inside = (ahead.stage * CHUNKS + chunk) * 8 < p.k;
-        u32 x_at = stage_at + C::WEIGHT_BYTES + C::TAIL_BYTES + row * CHUNKS * 16 + swizzle(row, chunk) * 16;
-#pragma unroll
-        for (u32 pass = 0; pass < C::ROWS; pass += PASS_ROWS) {
-            if (C::ROWS % PASS_ROWS != 0 && row >= C::ROWS) {
-                break;
-            }
-            bool there = inside && ahead.m0 + row + pass < p.m;
-            const u16 *from = ahead_x + static_cast<u64>(pass) * p.ldx;
-            ptx::copy16(x_at + pass * CHUNKS * 16, there ? from : p.x, there ? 16 : 0);
+        if (C::NORM == 0) {
+            fetch_rows(stage_at);
         }
         ahead.left--;
         ahead.stage++;
@@ -248,13 +240,48 @@ template <class C> struct Linear {
         }
     }
 
+    __device__ __forceinline__ void fetch_rows(u32 stage_at) const {
+        u32 row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+        bool inside = (ahead.stage * CHUNKS + chunk) * 8 < p.k;
+        u32 x_at = stage_at + C::WEIGHT_BYTES + C::TAIL_BYTES + row * CHUNKS * 16 + swizzle(row, chunk) * 16;
+#pragma unroll
+        for (u32 pass = 0; pass < C::ROWS; pass += PASS_ROWS) {
+            if (C::ROWS % PASS_ROWS != 0 && row >= C::ROWS) {
+                break;
+            }
+            bool there = inside && ahead.m0 + row + pass < p.m;
+            const u16 *from = ahead_x + static_cast<u64>(pass) * p.ldx;
+            ptx::copy16(x_at + pass * CHUNKS * 16, there ? from : p.x, there ? 16 : 0);
+        }
+    }
+
+    // RMSNorm of the rows of X into shared memory.
+    __device__ __forceinline__ void normalise() const {
+        float *scratch = reinterpret_cast<float *>(smem + C::FINISH_AT);
+        float4 weight[NORM_VECTORS];
+        load_row(weight, p.norm_weight, p.k);
+        for (u32 row = 0; row < p.m; row++) {
+            float4 x[NORM_VECTORS];
+            load_row(x, static_cast<const float *>(p.x) + static_cast<u64>(row) * p.ldx, p.k);
+            float scale = rms_scale(x, p.k, p.eps, scratch);
+            u8 *to = smem + C::ROWS_AT + row * C::ROW_BYTES;
+#pragma unroll
+            for (u32 i = 0; i < NORM_VECTORS; i++) {
+                u32 at = i * THREADS + threadIdx.x; // 8 bytes
+                if (at * 4 < (p.k + 127) / 128 * 128) { // zeros beyond the inputs: weights there are zero, not these
+                    *reinterpret_cast<uint2 *>(to + (at ^ (row & 1) << 3) * 8) = rms_apply<T>(x[i], scale, weight[i]);
+                }
+            }
+        }
+    }
+
     // Rows of 128 bytes or more: the two rows that eight lanes read together lie in different halves of the banks.
     static __device__ __forceinline__ u32 swizzle(u32 row, u32 chunk) {
         return C::KB > 1 ? chunk ^ (row & 1) << 2 : chunk;
     }
 
-    // Adds one stage to `sums`.
-    __device__ __forceinline__ void multiply(u32 slot, Accumulators &sums) const {
+    // Adds one stage, `block` blocks of 32 inputs into its strip, to `sums`.
+    __device__ __forceinline__ void multiply(u32 slot, u32 block, Accumulators &sums) const {
         const u8 *stage = smem + slot * C::STAGE_BYTES;
         const u8 *x = stage + C::WEIGHT_BYTES + C::TAIL_BYTES + warp_m * NT * 8 * C::KB * 64;
         float group[PAIRS][2][NT][4];
@@ -284,7 +311,13 @@ template <class C> struct Linear {
 #pragma unroll
             for (int i = 0; i < NT; i++) {
                 u32 row = i * 8 + g;
-                uint4 v = *reinterpret_cast<const uint4 *>(x + row * C::KB * 64 + swizzle(row, b * 4 + t) * 16);
+                uint4 v = make_uint4(0, 0, 0, 0);
+                if (C::NORM == 0) {
+                    v = *reinterpret_cast<const uint4 *>(x + row * C::KB * 64 + swizzle(row, b * 4 + t) * 16);
+                } else if (g < p.m) {
+                    v = *reinterpret_cast<const uint4 *>(smem + C::ROWS_AT + g * C::ROW_BYTES +
+                                                         ((block + b) * 4 + t ^ (g & 1) << 2) * 16);
+                }
 #pragma unroll
                 for (int pair = 0; pair < PAIRS; pair++) {
                     T::mma(into[pair][0][i], a[pair][0][0], v.x, v.y);
@@ -353,11 +386,12 @@ template <class C> struct Linear {
         if (EPILOGUE == QWENVL_ROPE || EPILOGUE == QWENVL_ROPE_KV) {
             u32 channel = n[0] % (2 * p.half); // within a head, below half
             if (n[0] < p.n_rotated) {
+                Turn by[8];
+                turns(by, p.rope, m, channel);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    Turn by = turn(p.rope, m, channel + i);
-                    float turned = low[i] * by.cos - high[i] * by.sin;
-                    high[i] = high[i] * by.cos + low[i] * by.sin;
+                    float turned = low[i] * by[i].cos - high[i] * by[i].sin;
+                    high[i] = high[i] * by[i].cos + low[i] * by[i].sin;
                     low[i] = turned;
                 }
             }
@@ -455,22 +489,28 @@ template <class C> struct Linear {
         }
     }
 
-    // Joins the runs that share a strip: all store, the last to arrive adds them in order. Nobody waits.
+    // Joins the runs that share a strip: all store, the last to arrive adds them in order. Nobody waits. Lanes whose rows
+    // are none of X leave their part of the memory alone; those of the same two rows lie side by side in it, so that few
+    // rows take few sectors. Loads of several runs go out before the first is added: one after the other they would take
+    // longer than the weights of a small layer.
     __device__ __forceinline__ bool join(Accumulators &sums, u32 strip) const {
         u32 first = run_of(strip * groups), last = run_of((strip + 1) * groups - 1);
         if (first == last) {
             return true;
         }
-        constexpr int VECTORS = PAIRS * 2 * NT;
+        constexpr int VECTORS = PAIRS * 2 * NT, AT_ONCE = VECTORS < 16 ? 16 / VECTORS : 1;
         auto place = [&](u32 run) {
             u32 at = 2 * run + (run_start(run) < strip * groups ? 1 : 0);
-            return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(at) * VECTORS * THREADS + threadIdx.x;
+            return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(at) * VECTORS * THREADS + warp * 32 + t * 8 + g;
         };
+        auto used = [&](int i) { return (warp_m * NT + i % NT) * 8 + 2 * t < p.m; };
         float4 *mine = place(worker);
 #pragma unroll
         for (int i = 0; i < VECTORS; i++) {
             const float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-            mine[i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
+            if (used(i)) {
+                mine[i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
+            }
         }
         u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
         __threadfence();
@@ -486,21 +526,31 @@ template <class C> struct Linear {
         if (threadIdx.x == 0) {
             p.arrivals[strip] = 0; // for the next launch: nobody else comes
         }
+        for (u32 run = first; run <= last; run += AT_ONCE) {
+            float4 x[AT_ONCE][VECTORS];
 #pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-            float4 sum = __ldcg(place(first) + i * THREADS);
-            for (u32 run = first + 1; run <= last; run++) {
-                float4 x = __ldcg(place(run) + i * THREADS);
-                sum.x += x.x;
-                sum.y += x.y;
-                sum.z += x.z;
-                sum.w += x.w;
+            for (int r = 0; r < AT_ONCE; r++) {
+                const float4 *from = place(min(run + r, last));
+#pragma unroll
+                for (int i = 0; i < VECTORS; i++) {
+                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : mine); // without a branch
+                }
             }
-            v[0] = sum.x;
-            v[1] = sum.y;
-            v[2] = sum.z;
-            v[3] = sum.w;
+#pragma unroll
+            for (int r = 0; r < AT_ONCE; r++) {
+                if (run + r > last) {
+                    break;
+                }
+#pragma unroll
+                for (int i = 0; i < VECTORS; i++) {
+                    float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
+                    bool start = r == 0 && run == first;
+                    v[0] = start ? x[r][i].x : v[0] + x[r][i].x;
+                    v[1] = start ? x[r][i].y : v[1] + x[r][i].y;
+                    v[2] = start ? x[r][i].z : v[2] + x[r][i].z;
+                    v[3] = start ? x[r][i].w : v[3] + x[r][i].w;
+                }
+            }
         }
         return true;
     }
@@ -542,6 +592,9 @@ template <class C> struct Linear {
             }
             ptx::copy_commit();
         }
+        if constexpr (C::NORM > 0) {
+            normalise();
+        }
         float sums[PAIRS][2][NT][4];
         clear(sums);
         u32 slot = 0, free = C::STAGES - 1;
@@ -553,6 +606,7 @@ template <class C> struct Linear {
                 u32 unit = at.strip * groups + at.stage;
                 count = min(count, run_start(run_of(unit) + 1) - unit);
             }
+            u32 block = at.stage * C::KB;
             at.left -= count;
             at.stage += count;
 #pragma unroll 1
@@ -563,7 +617,8 @@ template <class C> struct Linear {
                     fetch(free);
                 }
                 ptx::copy_commit();
-                multiply(slot, sums);
+                multiply(slot, block, sums);
+                block += C::KB;
                 free = slot;
                 slot = slot + 1 == C::STAGES ? 0 : slot + 1;
             }

@@ -7,6 +7,7 @@ use cudarc::driver::CudaStream;
 use qwenvl_graph::Activation;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
 
+use super::norm::MAX_RMS_COLS;
 use super::{Address, Half, Kernels, Result, abi, check};
 
 /// Inputs per scale.
@@ -119,6 +120,15 @@ impl RopePairs {
 }
 
 impl Rope {
+    /// Kernels load the angles of two pairs at once.
+    pub(super) fn check(&self, kernel: &'static str) -> Result<()> {
+        let p = self.abi();
+        check(kernel, p.axis_end.iter().chain([&p.columns]).all(|end| end % 2 == 0), || {
+            format!("axes of {:?} pairs, expected even numbers", p.axis_end)
+        })?;
+        check(kernel, self.angles % 16 == 0, || "angles must be 16-byte aligned".into())
+    }
+
     pub(super) fn abi(&self) -> abi::QwenvlRope {
         let (axes, axis_end, restart) = match self.pairs {
             RopePairs::MRope(rope) => {
@@ -224,6 +234,15 @@ pub struct Linear {
     pub workspace: Workspace,
 }
 
+/// RMSNorm as a prologue of a linear layer: the same bits as [`Kernels::norm`] before it, a launch less.
+#[derive(Clone, Copy, Debug)]
+pub struct Normalised {
+    /// `[k]` f32.
+    pub weight: Address,
+    /// Added under the root.
+    pub eps: f64,
+}
+
 /// Memory that launches on one stream share.
 #[derive(Clone, Copy, Debug)]
 pub struct Workspace {
@@ -259,6 +278,35 @@ impl Kernels {
     /// Addresses name memory of this device, of the sizes and contents that [`Linear`] says, that no other stream
     /// writes; positions, slots and page ids are in range.
     pub unsafe fn linear(&self, stream: &CudaStream, l: &Linear) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_linear(stream, l, None) }
+    }
+
+    /// Rows that [`Kernels::linear_of_norm`] takes.
+    pub fn norm_rows(&self, kind: WeightKind, half: Half) -> usize {
+        self.function(&format!("{}_{}_norm", kind.kernel(), half.name())).config[1] as usize
+    }
+
+    /// Launches a linear layer of few rows whose `x` is f32 and normalised first: at most [`Kernels::norm_rows`] rows
+    /// and [`super::norm::MAX_RMS_COLS`] inputs.
+    ///
+    /// # Errors
+    /// As [`Kernels::linear`].
+    ///
+    /// # Safety
+    /// As [`Kernels::linear`].
+    pub unsafe fn linear_of_norm(&self, stream: &CudaStream, l: &Linear, norm: &Normalised) -> Result<()> {
+        let (most, kernel) = (self.norm_rows(l.kind, l.half), l.kind.kernel());
+        check(kernel, l.regime == Regime::SmallM && l.m <= most && l.k <= MAX_RMS_COLS, || {
+            format!("{} rows of {}, expected at most {most} of {MAX_RMS_COLS}", l.m, l.k)
+        })?;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_linear(stream, l, Some(norm)) }
+    }
+
+    /// # Safety
+    /// As [`Kernels::linear`].
+    unsafe fn launch_linear(&self, stream: &CudaStream, l: &Linear, norm: Option<&Normalised>) -> Result<()> {
         let kernel = l.kind.kernel();
         let limit = if l.regime == Regime::SmallM { 64 } else { usize::MAX };
         check(kernel, (1..=limit).contains(&l.m), || format!("{} rows, expected 1 to {limit}", l.m))?;
@@ -299,6 +347,8 @@ impl Kernels {
             ldo: l.n as u32,
             half,
             n_runs: l.n_runs as u32,
+            norm_weight: norm.map_or(ptr::null(), |norm| norm.weight as *const f32),
+            eps: norm.map_or(0.0, |norm| norm.eps as f32),
             ..Default::default()
         };
         p.epilogue = match l.finish {
@@ -315,6 +365,7 @@ impl Kernels {
                 abi::QWENVL_SWIGLU
             }
             Finish::VisionRope(rope) => {
+                rope.check(kernel)?;
                 p.rope = rope.abi();
                 p.n_rotated = p.n / 3 * 2;
                 abi::QWENVL_ROPE
@@ -324,6 +375,7 @@ impl Kernels {
                 check(kernel, l.n == (n_heads + 2 * n_kv_heads) * head_dim, || {
                     format!("{} outputs for {n_heads} and twice {n_kv_heads} heads of {head_dim}", l.n)
                 })?;
+                rope.check(kernel)?;
                 p.rope = rope.abi();
                 p.kv = kv.abi();
                 p.slots = slots as *const u32;
@@ -335,7 +387,10 @@ impl Kernels {
         };
         let (name, grid) = match l.regime {
             Regime::SmallM => {
-                let name = format!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m));
+                let name = match norm {
+                    Some(_) => format!("{kernel}_{}_norm", l.half.name()),
+                    None => format!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
+                };
                 let most = self.function(&name).config[1] as usize;
                 check(kernel, l.m <= most, || format!("{} rows: at most {most} on this device", l.m))?;
                 (name, l.n_runs as u32)

@@ -18,7 +18,7 @@ use std::ffi::{CString, c_void};
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUfunction_attribute_enum as Attribute;
+use cudarc::driver::sys::{CUdevice_attribute_enum as Capability, CUfunction_attribute_enum as Attribute};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 /// Parameter structs of the kernels, from `abi.h`.
@@ -35,7 +35,7 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 pub struct Image {
     /// Stem of the file.
     pub name: &'static str,
-    /// Fatbin: a cubin for each of [`ARCHS`], and PTX for compute_80.
+    /// Fatbin: a cubin for each of [`ARCHS`], and PTX for compute_80, with 86 or 89 among them also for compute_86.
     pub bytes: &'static [u8],
     /// What the assembler says of each kernel on each architecture.
     pub resources: &'static [Resources],
@@ -148,9 +148,18 @@ impl Kernels {
     /// Loads every image.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a device below compute capability 8.0 or a driver older than the compiler,
+    /// [`Error::Unsupported`] for a device below compute capability 8.0, with less shared memory than the kernels of
+    /// this build take, or with a driver older than the compiler,
     /// [`Error::Driver`] for what the driver refuses.
     pub fn load(context: &Arc<CudaContext>) -> Result<Kernels> {
+        Kernels::load_images(context, IMAGES)
+    }
+
+    /// Loads some images, in place of those of the build: for tests. Bytes may also be PTX that ends with a zero.
+    ///
+    /// # Errors
+    /// As [`Kernels::load`].
+    pub fn load_images(context: &Arc<CudaContext>, images: &[Image]) -> Result<Kernels> {
         driver("making the context current", context.bind_to_thread())?;
         let capability = driver("asking for the compute capability", context.compute_capability())?;
         let arch = (capability.0 * 10 + capability.1) as u32;
@@ -178,17 +187,21 @@ impl Kernels {
         }
         let sm_count = driver(
             "asking for the multiprocessors",
-            context.attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+            context.attribute(Capability::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+        )? as u32;
+        let most_shared = driver(
+            "asking for the shared memory of a block",
+            context.attribute(Capability::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
         )? as u32;
         let mut kernels =
             Kernels { context: context.clone(), modules: Vec::new(), functions: HashMap::new(), sm_count };
-        for image in IMAGES {
-            kernels.load_image(image)?;
+        for image in images {
+            kernels.load_image(image, arch, most_shared)?;
         }
         Ok(kernels)
     }
 
-    fn load_image(&mut self, image: &Image) -> Result<()> {
+    fn load_image(&mut self, image: &Image, arch: u32, most_shared: u32) -> Result<()> {
         // SAFETY: the image is a whole fatbin, made by the build, and static.
         let module = driver(format!("loading {}", image.name), unsafe {
             result::module::load_data(image.bytes.as_ptr().cast())
@@ -208,6 +221,17 @@ impl Kernels {
                 Ok(config) => config,
                 Err(source) => return driver(format!("reading {name}_config"), Err(source)),
             };
+            if config[0] > most_shared {
+                return Err(Error::Unsupported {
+                    what: format!(
+                        "a device with {most_shared} bytes of shared memory for a block, {name} takes {}",
+                        config[0]
+                    ),
+                    help: format!(
+                        "this build has kernels for {ARCHS:?}: build with QWENVL_CUDA_ARCHS={arch}"
+                    ),
+                });
+            }
             if config[0] > 48 << 10 {
                 // SAFETY: the handle is that of a loaded function.
                 driver(format!("{} bytes of shared memory for {name}", config[0]), unsafe {

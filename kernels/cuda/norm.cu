@@ -16,13 +16,15 @@ template <class T> __device__ __forceinline__ void rms_norm(const QwenvlNorm &p,
     float4 x[NORM_VECTORS];
     u32 from = p.row_index ? p.row_index[row] : row;
     load_row(x, p.x + static_cast<u64>(from) * p.cols, p.cols);
+    float4 weight[NORM_VECTORS]; // asked for before the sum, which needs all of the row
+    load_row(weight, p.weight, p.cols);
     float scale = rms_scale(x, p.cols, p.eps, scratch);
     uint2 *out = reinterpret_cast<uint2 *>(static_cast<u16 *>(p.out) + static_cast<u64>(row) * p.cols);
 #pragma unroll
     for (u32 i = 0; i < NORM_VECTORS; i++) {
         u32 at = i * THREADS + threadIdx.x;
         if (at * 4 < p.cols) {
-            out[at] = rms_apply<T>(x[i], scale, reinterpret_cast<const float4 *>(p.weight)[at]);
+            out[at] = rms_apply<T>(x[i], scale, weight[i]);
         }
     }
 }

@@ -60,34 +60,32 @@ __device__ __forceinline__ void store(const Slot &to, const Part &part) {
         *to.max_sum = make_float2(part.max, part.sum);
     }
 }
-// Joins every `step`-th slot from `first` on, in order. Past L1: other blocks have written them. Loads go out in batches:
-// a chain of one after the other would cost more than the attention itself.
+// Joins every `step`-th slot from `first` on, in order. Past L1: other blocks have written them. Loads go out eight at
+// a time and without a branch: a chain of one after the other would cost more than the attention itself.
 __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 step, u32 count,
                                            u32 head) {
     constexpr u32 BATCH = 8;
     const Slot from = slot(p, pair, first, head);
     const u32 stride = step * p.group, lane = threadIdx.x % 32;
     Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    for (u32 i = lane; i < count; i += 32) {
-        all.max = fmaxf(all.max, __ldcg(from.max_sum + i * stride).x);
+    for (u32 i = 0; i < count; i += 32) {
+        all.max = fmaxf(all.max, __ldcg(from.max_sum + min(i + lane, count - 1) * stride).x);
     }
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {
         all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, lanes));
     }
     for (u32 start = 0; start < count; start += BATCH) {
-        // What is beyond the last weighs nothing.
-        float2 max_sum = make_float2(LOWEST, 0.0f);
-        if (lane < BATCH && start + lane < count) {
-            max_sum = __ldcg(from.max_sum + (start + lane) * stride);
-        }
+        const float4 *out_at = from.out + lane;
+        float2 max_sum = __ldcg(from.max_sum + min(start + lane, count - 1) * stride);
         float4 out[BATCH];
 #pragma unroll
         for (u32 i = 0; i < BATCH; i++) {
-            out[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (start + i < count) {
-                out[i] = __ldcg(from.out + (start + i) * stride * (HEAD / 4) + lane);
-            }
+            out[i] = __ldcg(out_at + min(start + i, count - 1) * stride * (HEAD / 4));
+        }
+        // What is beyond the last weighs nothing.
+        if (start + lane >= count) {
+            max_sum = make_float2(LOWEST, 0.0f);
         }
 #pragma unroll
         for (u32 i = 0; i < BATCH; i++) {
@@ -102,7 +100,7 @@ __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 p
 // counter is zero again afterwards: nothing has to reset it, however many blocks come the next time.
 __device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
     __threadfence();
-    __syncthreads();
+    __syncthreads(); // all of the block has written, and nobody reads what the flag overwrites
     if (threadIdx.x == 0) {
         *flag = atomicInc(arrivals, count - 1) == count - 1;
     }

@@ -187,8 +187,7 @@ template <class T> __device__ __forceinline__ void paged_prefill(const QwenvlAtt
     }
 
     // Through the warp's own rows of the queries' memory, so that rows leave in 16-byte pieces. Only this warp has
-    // read them.
-    __syncwarp();
+    // read them, before the last barrier.
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll

@@ -110,7 +110,8 @@ impl Kernels {
             PointwiseOp::Rotate { rope, n_rotated } => {
                 let head_dim = 2 * rope.pairs.half();
                 let fits = c.cols % head_dim == 0 && n_rotated % head_dim == 0 && n_rotated <= c.cols;
-                check("rope", fits && head_dim % 4 == 0, || {
+                rope.check("rope")?;
+                check("rope", fits && head_dim % 8 == 0, || {
                     format!("{n_rotated} of {} columns of heads of {head_dim}", c.cols)
                 })?;
                 let p = abi::QwenvlRotate {

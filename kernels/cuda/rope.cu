@@ -3,7 +3,7 @@
 // layout  rope: x, out [rows, cols] 16-bit; angles as QwenvlRope says. kv_write: k, v [rows, kv_heads · head_dim] to
 //         pages [2 (k, v), kv_heads, 64 tokens, head_dim]
 // launch  grid = rows, block = 256: two channels and their partners a thread; eight channels for kv_write
-// needs   head_dim a multiple of 4 (8 for kv_write); rope may work in place
+// needs   head_dim a multiple of 8; axes end at even pairs; rope may work in place
 // bytes   4 per element
 // target  bandwidth-bound; 90 % of 1.80 TB/s from 1,000 rows on
 // source  our own
@@ -15,11 +15,12 @@ template <class T> __device__ __forceinline__ void rotate(const QwenvlRotate &p,
     u32 *out = static_cast<u32 *>(p.out) + static_cast<u64>(row) * (p.cols / 2);
     for (u32 i = threadIdx.x; i < p.n_rotated / 4; i += THREADS) {
         u32 pair = i % quarter, low = i / quarter * 2 * quarter + pair, high = low + quarter;
-        Turn first = turn(p.rope, row, 2 * pair), second = turn(p.rope, row, 2 * pair + 1);
+        Turn by[2];
+        turns(by, p.rope, row, 2 * pair);
         u32 a = x[low], b = x[high];
         float a0 = T::low(a), a1 = T::high(a), b0 = T::low(b), b1 = T::high(b);
-        out[low] = T::pack(a0 * first.cos - b0 * first.sin, a1 * second.cos - b1 * second.sin);
-        out[high] = T::pack(b0 * first.cos + a0 * first.sin, b1 * second.cos + a1 * second.sin);
+        out[low] = T::pack(a0 * by[0].cos - b0 * by[0].sin, a1 * by[1].cos - b1 * by[1].sin);
+        out[high] = T::pack(b0 * by[0].cos + a0 * by[0].sin, b1 * by[1].cos + a1 * by[1].sin);
     }
     if (x != out) {
         for (u32 i = p.n_rotated / 2 + threadIdx.x; i < p.cols / 2; i += THREADS) {

@@ -1,9 +1,13 @@
 //! The device, memory on it, and 16-bit numbers.
 
+use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
+use bytemuck::Pod;
 use cudarc::driver::{CudaContext, CudaStream, result};
-use qwenvl::kernels::cuda::{Address, Half, Kernels};
+use qwenvl::kernels::cuda::{Address, Half, IMAGES, Image, Kernels};
+
+use crate::common::rng::Rng;
 
 pub struct Gpu {
     pub kernels: Kernels,
@@ -12,73 +16,111 @@ pub struct Gpu {
 
 static GPU: OnceLock<Gpu> = OnceLock::new();
 
+/// `name=FILE`: the image of that name is the PTX in the file. Then the process ends at the first failure; see
+/// `mutations.rs`.
+pub const MUTANT: &str = "QWENVL_TEST_MUTANT";
+
 /// The first device. The tests are for machines that have one, or `cudasim`.
 pub fn gpu() -> &'static Gpu {
     GPU.get_or_init(|| {
         let context = CudaContext::new(0).expect("a CUDA device, or `cudasim env`");
         // SAFETY: the tests order their work on one stream each.
         unsafe { context.disable_event_tracking() };
-        let kernels = Kernels::load(&context).unwrap_or_else(|e| panic!("{e}"));
-        Gpu { kernels, context }
+        let kernels = match std::env::var(MUTANT) {
+            Err(_) => Kernels::load(&context),
+            Ok(mutant) => {
+                std::panic::set_hook(Box::new(|_| std::process::exit(101)));
+                let (name, file) = mutant.split_once('=').expect("name=FILE");
+                let mut ptx = std::fs::read(file).expect("PTX");
+                ptx.push(0);
+                let whole = IMAGES.iter().find(|image| image.name == name).expect("an image");
+                let repack = IMAGES.iter().find(|image| image.name == "repack").expect("an image");
+                let mutant = Image { name: whole.name, bytes: ptx.leak(), resources: whole.resources };
+                let repack = Image { name: repack.name, bytes: repack.bytes, resources: repack.resources };
+                let images = if name == "repack" { vec![mutant] } else { vec![mutant, repack] };
+                Kernels::load_images(&context, &images)
+            }
+        };
+        Gpu { kernels: kernels.unwrap_or_else(|e| panic!("{e}")), context }
     })
 }
 
 impl Gpu {
-    pub fn stream(&self) -> Arc<CudaStream> {
-        self.context.bind_to_thread().unwrap();
-        self.context.new_stream().unwrap()
+    /// Whether this is `cudasim`.
+    pub fn is_simulated(&self) -> bool {
+        self.context.name().expect("a name").contains("simulated")
     }
+}
+
+/// The stream of this test.
+pub fn stream() -> Arc<CudaStream> {
+    thread_local! {
+        static STREAM: Arc<CudaStream> = {
+            gpu().context.bind_to_thread().unwrap();
+            gpu().context.new_stream().unwrap()
+        };
+    }
+    STREAM.with(Arc::clone)
 }
 
 /// Memory on the device, exactly as long as asked for, so that a checker sees what is beyond.
-pub struct Buffer {
+pub struct Buffer<T> {
     pub at: Address,
-    bytes: usize,
+    len: usize,
+    of: PhantomData<T>,
 }
 
-impl Buffer {
-    fn new(bytes: usize) -> Buffer {
+impl<T: Pod> Buffer<T> {
+    fn new(len: usize) -> Buffer<T> {
         gpu().context.bind_to_thread().unwrap();
+        // Never empty, so that it has an address.
+        let bytes = (len * size_of::<T>()).max(1);
         // SAFETY: freed by `drop`.
-        Buffer { at: unsafe { result::malloc_sync(bytes) }.unwrap(), bytes }
+        Buffer { at: unsafe { result::malloc_sync(bytes) }.unwrap(), len, of: PhantomData }
     }
 
-    pub fn of<T: bytemuck::Pod>(values: &[T]) -> Buffer {
-        let buffer = Buffer::new(size_of_val(values));
-        // SAFETY: the memory was just allocated.
-        unsafe { result::memcpy_htod_sync(buffer.at, values) }.unwrap();
+    pub fn of(values: &[T]) -> Buffer<T> {
+        let buffer = Buffer::new(values.len());
+        if !values.is_empty() {
+            // SAFETY: the memory was just allocated.
+            unsafe { result::memcpy_htod_sync(buffer.at, values) }.unwrap();
+        }
         buffer
     }
 
-    /// NaN in every type.
-    pub fn poisoned(bytes: usize) -> Buffer {
-        let buffer = Buffer::new(bytes);
+    pub fn filled(value: T, len: usize) -> Buffer<T> {
+        Buffer::of(&vec![value; len])
+    }
+
+    /// NaN in every type, [`POISON`] in 16 bits.
+    pub fn poisoned(len: usize) -> Buffer<T> {
+        let buffer = Buffer::new(len);
         buffer.fill(0xff);
         buffer
     }
 
-    pub fn zeroed(bytes: usize) -> Buffer {
-        let buffer = Buffer::new(bytes);
+    pub fn zeroed(len: usize) -> Buffer<T> {
+        let buffer = Buffer::new(len);
         buffer.fill(0);
         buffer
     }
 
     fn fill(&self, byte: u8) {
         // SAFETY: the memory was just allocated.
-        unsafe { result::memset_d8_sync(self.at, byte, self.bytes) }.unwrap();
+        unsafe { result::memset_d8_sync(self.at, byte, self.len * size_of::<T>()) }.unwrap();
     }
 
-    /// Waits for `stream`, then reads all.
-    pub fn read<T: bytemuck::Pod>(&self, stream: &CudaStream) -> Vec<T> {
-        stream.synchronize().unwrap();
-        let mut out = vec![T::zeroed(); self.bytes / size_of::<T>()];
+    /// Waits for the test's stream, then reads all.
+    pub fn read(&self) -> Vec<T> {
+        stream().synchronize().unwrap();
+        let mut out = vec![T::zeroed(); self.len];
         // SAFETY: the memory is alive.
         unsafe { result::memcpy_dtoh_sync(&mut out, self.at) }.unwrap();
         out
     }
 }
 
-impl Drop for Buffer {
+impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if gpu().context.bind_to_thread().is_ok() {
             // SAFETY: allocated by `new`; tests wait for their streams before they drop.
@@ -87,7 +129,22 @@ impl Drop for Buffer {
     }
 }
 
+/// Structs of `abi.h` as words.
+pub fn words<T: Copy>(data: &[T]) -> Buffer<u32> {
+    assert_eq!(size_of::<T>() % 4, 0);
+    // SAFETY: the structs are of u32 only, without padding.
+    Buffer::of(unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u32>(), size_of_val(data) / 4) })
+}
+
 pub const HALVES: [Half; 2] = [Half::BF16, Half::F16];
+
+/// Not a number in both types.
+pub const POISON: u16 = 0xffff;
+
+/// The bits of numbers, rounded.
+pub fn encode(half: Half, numbers: &[f32]) -> Vec<u16> {
+    numbers.iter().map(|x| round_to(half, *x)).collect()
+}
 
 /// The bits of `x` rounded.
 pub fn round_to(half: Half, x: f32) -> u16 {
@@ -108,15 +165,46 @@ pub fn values(half: Half, bits: &[u16]) -> Vec<f64> {
     bits.iter().map(|b| value(half, *b)).collect()
 }
 
-/// Half a unit in the last place, relative; and for F16 half the smallest step, absolute.
-pub fn rounding(half: Half) -> (f64, f64) {
+/// About normal numbers, rounded.
+pub fn normals(rng: &mut Rng, half: Half, n: usize) -> Vec<u16> {
+    encode(half, &rng.normals(n))
+}
+
+/// Angles `[positions, columns]` of (cos, sin), as f32, and the angles themselves.
+pub fn angle_table(rng: &mut Rng, positions: usize, columns: usize) -> (Vec<f32>, Vec<f64>) {
+    let angles: Vec<f64> = (0..positions * columns).map(|_| f64::from(rng.unit()) * 7.0).collect();
+    (angles.iter().flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect(), angles)
+}
+
+// ---- tolerances ----
+
+/// Unit roundoff of a 16-bit type.
+pub fn roundoff(half: Half) -> f64 {
     match half {
-        Half::BF16 => (1.0 / 256.0, 0.0),
-        Half::F16 => (1.0 / 2048.0, 0.5f64.powi(25)),
+        Half::BF16 => 1.0 / 256.0,
+        Half::F16 => 1.0 / 2048.0,
     }
 }
 
-/// About normal numbers, rounded.
-pub fn normals(rng: &mut crate::common::rng::Rng, half: Half, n: usize) -> Vec<u16> {
-    rng.normals(n).into_iter().map(|x| round_to(half, x)).collect()
+/// The largest absolute error of rounding to a 16-bit type below its normal numbers.
+pub fn underflow(half: Half) -> f64 {
+    match half {
+        Half::BF16 => 0.0,
+        Half::F16 => 0.5f64.powi(25),
+    }
+}
+
+/// `found` is `exact`, which may be off by `error`, rounded to `half`.
+#[track_caller]
+pub fn check_rounded(half: Half, found: u16, exact: f64, error: f64, what: &dyn Fn() -> String) {
+    let off = (value(half, found) - exact).abs();
+    let bound = roundoff(half) * (exact.abs() + error) + underflow(half) + error;
+    assert!(off <= bound, "{}: {} {exact}: {off:e} > {bound:e}", what(), value(half, found));
+}
+
+/// `found` is within `bound` of `exact`.
+#[track_caller]
+pub fn assert_within(what: &dyn Fn() -> String, found: f64, exact: f64, bound: f64) {
+    let error = (found - exact).abs();
+    assert!(error <= bound, "{}: {found} is {error:e} from {exact}, bound {bound:e}", what());
 }

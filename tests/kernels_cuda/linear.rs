@@ -1,167 +1,39 @@
-//! repack, int4_gemm, int8_gemm, dense_gemm.
+//! int4_gemm, int8_gemm, dense_gemm: one body, `linear.cuh`, for weights of 4, 8 and 16 bits.
 
 use std::ops::Range;
 
 use qwenvl::kernels::cuda::linear::{
-    self, Finish, Kv, Linear, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Workspace,
 };
-use qwenvl::kernels::cuda::repack::{Format, Source};
-use qwenvl::kernels::cuda::{Half, linear::matrix_weight};
+use qwenvl::kernels::cuda::norm::{Norm, NormKind};
+use qwenvl::kernels::cuda::repack::Format;
+use qwenvl::kernels::cuda::{Address, Half};
+use qwenvl_graph::Activation;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
-use qwenvl_graph::{Activation, DType};
 
 use crate::common::reference as r;
 use crate::common::rng::Rng;
 use crate::common::tolerance::F32_EPS;
 use crate::gpu::*;
-
-/// A matrix as a checkpoint stores it, and its weights `[n, k]`.
-pub struct Stored {
-    pub format: Format,
-    codes: Vec<u32>,
-    zeros: Vec<u32>,
-    scales: Vec<u16>,
-    pub n: usize,
-    pub k: usize,
-    pub weights: Vec<f64>,
-}
-
-impl Stored {
-    pub fn random(rng: &mut Rng, format: Format, half: Half, n: usize, k: usize) -> Stored {
-        let groups = k / 128;
-        let mut words = |count: usize| (0..count).map(|_| rng.next() as u32).collect::<Vec<u32>>();
-        let awq = |words: &[u32], row: usize, column: usize| {
-            words[row * n / 8 + column / 8] >> (4 * [0, 4, 1, 5, 2, 6, 3, 7][column % 8]) & 15
-        };
-        let (codes, zeros) = match format {
-            Format::Awq4 => (words(k * n / 8), words(groups * n / 8)),
-            Format::Gptq4 { .. } => (words(k / 8 * n), words(groups * n / 8)),
-            Format::Gptq8 => (words(k / 4 * n), Vec::new()),
-            Format::Dense(_) => {
-                let bits = normals(rng, half, n * k);
-                let weights = values(half, &bits);
-                let codes = bytemuck::pod_collect_to_vec(&bits);
-                return Stored { format, codes, zeros: Vec::new(), scales: Vec::new(), n, k, weights };
-            }
-        };
-        let scales: Vec<u16> =
-            (0..groups * n).map(|_| half::f16::from_f32(0.02 + 0.01 * rng.unit()).to_bits()).collect();
-        let mut weights = vec![0.0; n * k];
-        for j in 0..n {
-            for l in 0..k {
-                let g = l / 128;
-                let (code, zero) = match format {
-                    Format::Awq4 => (awq(&codes, l, j), awq(&zeros, g, j)),
-                    Format::Gptq4 { zero_offset } => {
-                        let zero = zeros[g * n / 8 + j / 8] >> (4 * (j % 8)) & 15;
-                        (codes[l / 8 * n + j] >> (4 * (l % 8)) & 15, (zero + zero_offset) & 15)
-                    }
-                    _ => (codes[l / 4 * n + j] >> (8 * (l % 4)) & 255, 128),
-                };
-                let scale = half::f16::from_bits(scales[g * n + j]).to_f64();
-                weights[j * k + l] = (f64::from(code) - f64::from(zero)) * scale;
-            }
-        }
-        Stored { format, codes, zeros, scales, n, k, weights }
-    }
-}
-
-/// Matrices stacked and repacked on the device.
-pub struct Packed {
-    pub records: Buffer,
-    pub kind: WeightKind,
-    pub order: RowOrder,
-    pub n: usize,
-    pub k: usize,
-    pub weights: Vec<f64>,
-}
-
-pub fn pack(half: Half, parts: &[Stored], order: RowOrder) -> Packed {
-    let (format, k) = (parts[0].format, parts[0].k);
-    let n = parts.iter().map(|p| p.n).sum();
-    let kind = format.kind();
-    let records = Buffer::poisoned(kind.matrix_bytes(n, k));
-    let buffers: Vec<[Option<Buffer>; 3]> = parts
-        .iter()
-        .map(|p| {
-            let zeros = (!p.zeros.is_empty()).then(|| Buffer::of(&p.zeros));
-            let scales = (!p.scales.is_empty()).then(|| Buffer::of(&p.scales));
-            [Some(Buffer::of(&p.codes)), zeros, scales]
-        })
-        .collect();
-    let at = |b: &Option<Buffer>| b.as_ref().map_or(0, |b| b.at);
-    let sources: Vec<Source> = parts
-        .iter()
-        .zip(&buffers)
-        .map(|(p, b)| Source { codes: at(&b[0]), zeros: at(&b[1]), scales: at(&b[2]), n: p.n })
-        .collect();
-    let stream = gpu().stream();
-    // SAFETY: buffers are as long as the shapes say and live until the stream is done.
-    unsafe { gpu().kernels.repack(&stream, format, half, &sources, k, order, records.at) }.unwrap();
-    stream.synchronize().unwrap();
-    let weights = parts.iter().flat_map(|p| p.weights.iter().copied()).collect();
-    Packed { records, kind, order, n, k, weights }
-}
-
-const FORMATS: [Format; 3] = [Format::Awq4, Format::Gptq4 { zero_offset: 1 }, Format::Gptq8];
-
-fn dense(half: Half) -> Format {
-    Format::Dense(match half {
-        Half::BF16 => DType::BF16,
-        Half::F16 => DType::F16,
-    })
-}
-
-#[test]
-fn repacking_keeps_every_weight_in_every_format_and_row_order() {
-    let mut rng = Rng(1);
-    for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
-            for (ns, k, order) in [
-                (vec![128], 128, RowOrder::Plain),
-                (vec![72], 256, RowOrder::Plain),
-                (vec![264, 136], 128, RowOrder::Plain),
-                (vec![256, 128, 128], 256, RowOrder::Paired { half: 64 }),
-                (vec![160, 160, 160], 128, RowOrder::Paired { half: 40 }),
-                (vec![136, 136], 128, RowOrder::Paired { half: 136 }),
-            ] {
-                let parts: Vec<Stored> =
-                    ns.iter().map(|&n| Stored::random(&mut rng, format, half, n, k)).collect();
-                let packed = pack(half, &parts, order);
-                let bytes: Vec<u8> = packed.records.read(&gpu().stream());
-                for n in 0..packed.n {
-                    for l in 0..k {
-                        let found = matrix_weight(&bytes, packed.kind, half, order, k, n, l);
-                        assert_eq!(
-                            found,
-                            packed.weights[n * k + l],
-                            "{format:?} {order:?} [{n}, {l}] of {ns:?}x{k}"
-                        );
-                    }
-                }
-            }
-        }
-    }
-}
+use crate::repack::{FORMATS, Packed, Stored, dense, pack};
 
 /// What a launch needs beside its matrix.
 pub struct Launch<'a> {
     pub half: Half,
     pub regime: Regime,
     pub packed: &'a Packed,
-    pub bias: Option<&'a Buffer>,
+    pub bias: Option<&'a Buffer<f32>>,
     pub n_runs: usize,
 }
 
 impl Launch<'_> {
     /// Runs over rows `[m, k]` of `x`.
-    pub fn run(&self, x: &[u16], m: usize, finish: Finish, out: &Buffer) {
+    pub fn run(&self, x: &[u16], m: usize, finish: Finish, out: Address) {
         let Packed { n, k, .. } = *self.packed;
         assert_eq!(x.len(), m * k);
         let x = Buffer::of(x);
-        let partials = Buffer::poisoned(linear::workspace_bytes(m.min(64), self.n_runs));
-        let arrivals = Buffer::zeroed(4 * n.div_ceil(256));
-        let stream = gpu().stream();
+        let partials = Buffer::<u8>::poisoned(linear::workspace_bytes(m.min(64), self.n_runs));
+        let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
         let l = Linear {
             kind: self.packed.kind,
             half: self.half,
@@ -171,7 +43,7 @@ impl Launch<'_> {
             w: self.packed.records.at,
             order: self.packed.order,
             bias: self.bias.map(|b| b.at),
-            out: out.at,
+            out,
             m,
             n,
             k,
@@ -180,15 +52,15 @@ impl Launch<'_> {
             workspace: Workspace { partials: partials.at, arrivals: arrivals.at },
         };
         // SAFETY: buffers are as long as the shapes say and live until the stream is done.
-        unsafe { gpu().kernels.linear(&stream, &l) }.unwrap();
-        let left: Vec<u32> = arrivals.read(&stream);
+        unsafe { gpu().kernels.linear(&stream(), &l) }.unwrap();
+        let left = arrivals.read();
         assert!(left.iter().all(|a| *a == 0), "arrivals are left: {left:?}");
     }
 
     pub fn f32(&self, x: &[u16], m: usize) -> Vec<f32> {
-        let out = Buffer::poisoned(m * self.packed.n * 4);
-        self.run(x, m, Finish::StoreF32, &out);
-        out.read(&gpu().stream())
+        let out = Buffer::poisoned(m * self.packed.n);
+        self.run(x, m, Finish::StoreF32, out.at);
+        out.read()
     }
 }
 
@@ -302,18 +174,96 @@ fn other_rows_of_nan_change_nothing() {
     }
 }
 
-/// Angles `[positions, columns]` of (cos, sin), as f32, and the angles themselves.
-pub fn angle_table(rng: &mut Rng, positions: usize, columns: usize) -> (Vec<f32>, Vec<f64>) {
-    let angles: Vec<f64> = (0..positions * columns).map(|_| f64::from(rng.unit()) * 7.0).collect();
-    (angles.iter().flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect(), angles)
+#[test]
+fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has_multiprocessors() {
+    let mut rng = Rng(9);
+    // Hidden, key and value, intermediate size (padded as in the checkpoint) of the three models.
+    for (hidden, kv, intermediate) in [(1536, 256, 8960), (3584, 512, 18944), (8192, 1024, 29696)] {
+        let (qkv, gate_up) = (hidden + 2 * kv, 2 * intermediate);
+        // Whole n and k by turns, the other side cut short.
+        let sizes = [(qkv, 128), (gate_up, 128), (hidden, 256), (264, hidden), (136, intermediate)];
+        for (n, k) in sizes {
+            let format = FORMATS[(n + k) / 8 % 3];
+            for format in [Format::Awq4, format, dense(Half::BF16)] {
+                let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
+                let packed = pack(Half::BF16, &stored, RowOrder::Plain);
+                let n_runs = linear::runs(n, k, 108);
+                let x = normals(&mut rng, Half::BF16, 3 * k);
+                let exact = r::matmul(&values(Half::BF16, &x), &packed.weights, 3, n, k);
+                for regime in [Regime::SmallM, Regime::Prefill] {
+                    let launch = Launch { half: Half::BF16, regime, packed: &packed, bias: None, n_runs };
+                    for (at, (found, (sum, size))) in launch.f32(&x, 3).iter().zip(&exact).enumerate() {
+                        let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size);
+                        assert!(error <= bound, "{format:?} {regime:?} {n}x{k} at {at}: {found} {sum}");
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// `y` rounded to `half` may be off by half a step, and by the error of what was rounded.
-pub fn check_rounded(half: Half, found: u16, exact: f64, error: f64, what: &str) {
-    let (relative, absolute) = rounding(half);
-    let off = (value(half, found) - exact).abs();
-    let bound = relative * (exact.abs() + error) + absolute + error;
-    assert!(off <= bound, "{what}: {} {exact}: {off:e} > {bound:e}", value(half, found));
+#[test]
+fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
+    let mut rng = Rng(10);
+    for half in HALVES {
+        for format in FORMATS.into_iter().chain([dense(half)]) {
+            for (n, k, n_runs) in [(256, 128, 1), (384, 640, 5), (136, 8192, 21), (264, 1536, 3)] {
+                let stored = [Stored::random(&mut rng, format, half, n, k)];
+                let packed = pack(half, &stored, RowOrder::Plain);
+                let most = gpu().kernels.norm_rows(packed.kind, half);
+                let rows = Buffer::of(&rng.normals(most * k));
+                let weight = Buffer::of(&rng.normals(k));
+                let (x, y, z) = (
+                    Buffer::<u16>::poisoned(most * k),
+                    Buffer::poisoned(most * n),
+                    Buffer::poisoned(most * n),
+                );
+                let norm = Norm {
+                    kind: NormKind::Rms,
+                    half,
+                    x: rows.at,
+                    row_index: None,
+                    weight: weight.at,
+                    out: x.at,
+                    rows: most,
+                    cols: k,
+                    eps: 1e-6,
+                };
+                // SAFETY: buffers are as long as the shapes say and live until the stream is done.
+                unsafe { gpu().kernels.norm(&stream(), &norm) }.unwrap();
+                let partials = Buffer::<u8>::poisoned(linear::workspace_bytes(most, n_runs));
+                let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
+                for m in 1..=most {
+                    let l = |x, out| Linear {
+                        kind: packed.kind,
+                        half,
+                        regime: Regime::SmallM,
+                        x,
+                        ldx: k,
+                        w: packed.records.at,
+                        order: packed.order,
+                        bias: None,
+                        out,
+                        m,
+                        n,
+                        k,
+                        n_runs,
+                        finish: Finish::StoreF32,
+                        workspace: Workspace { partials: partials.at, arrivals: arrivals.at },
+                    };
+                    let prologue = Normalised { weight: weight.at, eps: 1e-6 };
+                    // SAFETY: as above.
+                    unsafe {
+                        gpu().kernels.linear(&stream(), &l(x.at, y.at)).unwrap();
+                        gpu().kernels.linear_of_norm(&stream(), &l(rows.at, z.at), &prologue).unwrap();
+                    }
+                    let bits =
+                        |b: &Buffer<f32>| b.read()[..m * n].iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+                    assert!(bits(&y) == bits(&z), "{format:?} {half:?} {m}x{n}x{k}");
+                }
+            }
+        }
+    }
 }
 
 /// Relative error of the approximate exponential, reciprocal and what follows: a few units in the last place.
@@ -348,18 +298,18 @@ fn pointwise_epilogues_match_float64() {
                     (Finish::Activate(Activation::Gelu), r::gelu),
                 ];
                 for (finish, formula) in cases {
-                    let out = Buffer::poisoned(m * n * 2);
-                    launch.run(&x, m, finish, &out);
-                    for (found, (y, error)) in out.read::<u16>(&gpu().stream()).into_iter().zip(&exact) {
+                    let out = Buffer::<u16>::poisoned(m * n);
+                    launch.run(&x, m, finish, out.at);
+                    for (found, (y, error)) in out.read().into_iter().zip(&exact) {
                         // The slope of the activations is below 1.2; far out they cancel to below 1e-7 · |x|.
                         let error = 1.2 * error + POINTWISE * (1.0 + y.abs()) * y.abs() + y.abs() * 1e-7;
-                        check_rounded(half, found, formula(*y), error, &format!("{what} {finish:?}"));
+                        check_rounded(half, found, formula(*y), error, &|| format!("{what} {finish:?}"));
                     }
                 }
                 let residual = rng.normals(m * n);
                 let at = Buffer::of(&residual);
-                launch.run(&x, m, Finish::AddResidual(at.at), &at);
-                for (i, found) in at.read::<f32>(&gpu().stream()).into_iter().enumerate() {
+                launch.run(&x, m, Finish::AddResidual(at.at), at.at);
+                for (i, found) in at.read().into_iter().enumerate() {
                     let (y, error) = exact[i];
                     let expected = y + f64::from(residual[i]);
                     let bound = error + 2.0 * F32_EPS * (expected.abs() + error);
@@ -381,10 +331,10 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
             for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
                 let x = normals(&mut rng, half, m * k);
-                let out = Buffer::poisoned(m * n * 2);
-                launch.run(&x, m, Finish::SwiGlu, &out);
+                let out = Buffer::<u16>::poisoned(m * n);
+                launch.run(&x, m, Finish::SwiGlu, out.at);
                 let exact = r::matmul(&values(half, &x), &packed.weights, m, 2 * n, k);
-                for (at, found) in out.read::<u16>(&gpu().stream()).into_iter().enumerate() {
+                for (at, found) in out.read().into_iter().enumerate() {
                     let (row, column) = (at / n * 2 * n, at % n);
                     let ((gate, a), (up, b)) = (exact[row + column], exact[row + n + column]);
                     let (a, b) = (bound(k, n_runs) * a, bound(k, n_runs) * b);
@@ -392,13 +342,9 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
                         + gate.abs() * b
                         + POINTWISE * (1.0 + gate.abs()) * gate.abs() * up.abs()
                         + 1e-7 * gate.abs() * up.abs();
-                    check_rounded(
-                        half,
-                        found,
-                        r::silu(gate) * up,
-                        error,
-                        &format!("{format:?} {half:?} {at}"),
-                    );
+                    check_rounded(half, found, r::silu(gate) * up, error, &|| {
+                        format!("{format:?} {half:?} {at}")
+                    });
                 }
             }
         }
@@ -422,9 +368,9 @@ fn vision_rope_turns_the_first_two_thirds() {
         let launch =
             Launch { half, regime: Regime::Prefill, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
         let x = normals(&mut rng, half, m * k);
-        let out = Buffer::poisoned(m * n * 2);
-        launch.run(&x, m, Finish::VisionRope(rope), &out);
-        let out: Vec<u16> = out.read(&gpu().stream());
+        let out = Buffer::<u16>::poisoned(m * n);
+        launch.run(&x, m, Finish::VisionRope(rope), out.at);
+        let out = out.read();
         let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
         for i in 0..m {
             for head in 0..3 * heads {
@@ -436,13 +382,9 @@ fn vision_rope_turns_the_first_two_thirds() {
                 let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
                 for c in 0..d {
                     let error = 2.0 * bound(k, 1) * size + 8.0 * F32_EPS * size;
-                    check_rounded(
-                        half,
-                        out[i * n + head * d + c],
-                        expected[c],
-                        error,
-                        &format!("{half:?} {i} {head} {c}"),
-                    );
+                    check_rounded(half, out[i * n + head * d + c], expected[c], error, &|| {
+                        format!("{half:?} {i} {head} {c}")
+                    });
                 }
             }
         }
@@ -472,7 +414,7 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                 slots[2] = u32::MAX;
                 let bias = rng.normals(n);
                 let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
-                let (slots_at, kv) = (Buffer::of(&slots), Buffer::poisoned(pages * page_stride * 2));
+                let (slots_at, kv) = (Buffer::of(&slots), Buffer::<u16>::poisoned(pages * page_stride));
                 let pairs = RopePairs::MRope(MRope { head_dim: d, sections: [16, 24, 24], theta: 1e6 });
                 let finish = Finish::RopeWriteKv {
                     rope: Rope { angles: table.at, positions: at.at, pairs },
@@ -485,9 +427,9 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                 };
                 let launch = Launch { half, regime, packed: &packed, bias: Some(&bias_at), n_runs: 4 };
                 let x = normals(&mut rng, half, m * k);
-                let out = Buffer::poisoned(m * n_heads * d * 2);
-                launch.run(&x, m, finish, &out);
-                let (out, kv): (Vec<u16>, Vec<u16>) = (out.read(&gpu().stream()), kv.read(&gpu().stream()));
+                let out = Buffer::<u16>::poisoned(m * n_heads * d);
+                launch.run(&x, m, finish, out.at);
+                let (out, kv) = (out.read(), kv.read());
                 let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
                 let mut untouched = vec![true; kv.len()];
                 for i in 0..m {
@@ -523,7 +465,9 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                                 untouched[at] = false;
                                 kv[at]
                             };
-                            check_rounded(half, found, expected[c], error, &format!("{what} {i} {head} {c}"));
+                            check_rounded(half, found, expected[c], error, &|| {
+                                format!("{what} {i} {head} {c}")
+                            });
                         }
                     }
                 }

@@ -1,125 +1,135 @@
-//! sample, beside the sampler of the host.
+//! argmax and sample, beside the sampler of the host.
 
-use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
+use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, SampleRow, best_len};
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
 
 use crate::common::rng::Rng;
 use crate::gpu::*;
 
-struct Row {
-    logits: Vec<f32>,
-    history: Vec<u32>,
-    params: SamplingParams,
-    position: u64,
-}
-
-fn device(rows: &[Row]) -> Vec<u32> {
-    let vocab = rows[0].logits.len();
-    let words = vocab.div_ceil(32);
-    let logits: Vec<f32> = rows.iter().flat_map(|r| r.logits.iter().copied()).collect();
-    let mut history = vec![0u32; rows.len() * words];
-    let mut params = Vec::new();
-    for (i, row) in rows.iter().enumerate() {
-        for id in &row.history {
-            history[i * words + *id as usize / 32] |= 1 << (id % 32);
+/// Tokens of a batch from the device, `None` for unusable logits.
+fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]) -> Vec<Option<u32>> {
+    let (rows, vocab) = (logits.len(), logits[0].len());
+    let words = vocab.div_ceil(32) + 1;
+    let mut history = vec![0u32; rows * words];
+    for (row, ids) in seen.iter().enumerate() {
+        for id in ids {
+            history[row * words + *id as usize / 32] |= 1 << (id % 32);
         }
-        let p = row.params;
-        let temperature = if p.is_greedy() { 0.0 } else { p.temperature };
-        params.extend([
-            p.seed as u32,
-            (p.seed >> 32) as u32,
-            row.position as u32,
-            (row.position >> 32) as u32,
-            temperature.to_bits(),
-            p.top_p.to_bits(),
-            p.repetition_penalty.to_bits(),
-            p.top_k,
-        ]);
     }
-    let (logits, history, params) = (Buffer::of(&logits), Buffer::of(&history), Buffer::of(&params));
-    let (scores, tokens) = (Buffer::poisoned(rows.len() * vocab * 4), Buffer::poisoned(rows.len() * 4));
-    let (best, arrivals) =
-        (Buffer::poisoned(best_len(rows.len(), vocab) * 8), Buffer::zeroed(rows.len() * 4));
-    let stream = gpu().stream();
-    let s = Sample {
-        logits: logits.at,
+    let row_params: Vec<u32> = params
+        .iter()
+        .flat_map(|(p, position)| {
+            let row = SampleRow {
+                seed: [p.seed as u32, (p.seed >> 32) as u32],
+                position: [*position as u32, (*position >> 32) as u32],
+                temperature: if p.is_greedy() { 0.0 } else { p.temperature },
+                top_p: p.top_p,
+                repetition_penalty: p.repetition_penalty,
+                top_k: p.top_k,
+            };
+            let floats = [row.temperature, row.top_p, row.repetition_penalty].map(f32::to_bits);
+            [&row.seed[..], &row.position, &floats, &[row.top_k]].concat()
+        })
+        .collect();
+    let (logits_at, scores) = (Buffer::of(&logits.concat()), Buffer::<f32>::poisoned(rows * vocab));
+    let (history_at, params_at) = (Buffer::of(&history), Buffer::of(&row_params));
+    let (tokens, best, arrivals) = (
+        Buffer::filled(77u32, rows),
+        Buffer::filled(u64::MAX, best_len(rows, vocab)),
+        Buffer::<u32>::zeroed(rows),
+    );
+    let call = Sample {
+        logits: logits_at.at,
         scores: scores.at,
-        history: history.at,
+        history: history_at.at,
         history_words: words,
-        params: params.at,
+        params: params_at.at,
         tokens: tokens.at,
         best: best.at,
         arrivals: arrivals.at,
-        drawn: true,
-        rows: rows.len(),
+        drawn: params.iter().any(|(p, _)| !p.is_greedy()),
+        rows,
         vocab,
     };
-    // SAFETY: buffers are as long as the shapes say and live until the stream is done.
-    unsafe { gpu().kernels.sample(&stream, &s) }.unwrap();
-    tokens.read(&stream)
-}
-
-fn host(row: &Row) -> u32 {
-    let mut history = TokenSet::new(row.logits.len());
-    history.extend(&row.history);
-    let mut sampler = Sampler::new(row.logits.len());
-    sampler.sample(&row.logits, &history, &row.params, row.position).unwrap_or(NO_TOKEN)
+    // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.
+    unsafe { gpu().kernels.sample(&stream(), &call) }.unwrap();
+    let tokens: Vec<Option<u32>> = tokens.read().into_iter().map(|t| (t != NO_TOKEN).then_some(t)).collect();
+    assert!(arrivals.read().iter().all(|&n| n == 0));
+    for (row, token) in tokens.iter().enumerate() {
+        if let Some(token) = token {
+            history[row * words + *token as usize / 32] |= 1 << (token % 32);
+        }
+    }
+    assert_eq!(history_at.read(), history, "the tokens are in the histories");
+    tokens
 }
 
 #[test]
-fn every_setting_gives_the_hosts_token() {
-    let mut rng = Rng(41);
-    let mut rows = Vec::new();
-    for vocab in [1usize, 5, 1000, 1280, 2051] {
-        for (temperature, top_k, top_p, repetition_penalty) in [
-            (0.0, 0, 1.0, 1.0),
-            (0.0, 0, 1.0, 1.3),
-            (1.0, 0, 1.0, 1.0),
-            (0.7, 0, 1.0, 1.1),
-            (1.0, 1, 1.0, 1.0),
-            (1.5, 20, 1.0, 1.0),
-            (1.0, 0, 0.9, 1.0),
-            (0.8, 50, 0.8, 1.05),
-            (0.01, 1, 0.001, 1.0),
-            (1.0, 3000, 0.0, 1.0),
-        ] {
-            for step in 0..3 {
-                let mut logits: Vec<f32> = rng.normals(vocab).iter().map(|x| x * 3.0).collect();
-                if step == 1 {
-                    // Ties, as logits rounded to 16 bits have them.
-                    logits.iter_mut().for_each(|x| *x = (*x * 2.0).round() / 2.0);
-                }
-                if step == 2 && vocab > 4 {
-                    logits[2] = f32::NEG_INFINITY;
-                    logits[0] = -0.0;
-                    logits[1] = 0.0;
-                }
-                let history = (0..7).map(|_| rng.below(vocab) as u32).collect();
-                let params = SamplingParams {
-                    do_sample: true,
-                    temperature,
-                    top_k,
-                    top_p,
-                    repetition_penalty,
-                    seed: rng.next(),
-                };
-                rows.push(Row { logits, history, params, position: rng.next() >> 20 });
-            }
+fn the_device_picks_the_tokens_of_the_host() {
+    let mut rng = Rng(8);
+    for (vocab, spread) in [(1, 1.0), (33, 3.0), (1280, 2.5), (9000, 2.0), (4096, 0.0), (5000, 60.0)] {
+        let (mut logits, mut seen, mut params) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, (top_k, top_p, temperature, penalty)) in [
+            (0, 1.0, 0.0, 1.0),
+            (0, 1.0, 1.0, 1.0),
+            (1, 0.001, 0.01, 1.0),
+            (50, 1.0, 0.7, 1.05),
+            (0, 0.9, 1.0, 1.0),
+            (0, 0.5, 1.3, 1.3),
+            (20, 0.8, 0.7, 0.9),
+            (3, 0.0, 1.0, 1.0),
+            (vocab / 2, 0.999, 2.0, 1.0),
+            (0, 1.0, 0.0, 1.2),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            // Rounded to bf16, as the head leaves them: many are equal.
+            let row = rng.normals(vocab as usize);
+            logits.push(
+                row.iter().map(|x| half::bf16::from_f32(x * spread + 1.0).to_f32()).collect::<Vec<f32>>(),
+            );
+            seen.push((0..vocab / 7).map(|_| rng.below(vocab as usize) as u32).collect::<Vec<u32>>());
+            let sampling = SamplingParams {
+                do_sample: temperature > 0.0,
+                temperature,
+                top_k,
+                top_p,
+                repetition_penalty: penalty,
+                seed: rng.next(),
+            };
+            params.push((sampling, (i as u64) << 31 | 5));
         }
-        let found = device(&rows);
-        for (row, found) in rows.iter().zip(&found) {
-            assert_eq!(*found, host(row), "vocab {vocab}, {:?} at {}", row.params, row.position);
+        if vocab > 100 {
+            logits[1][7] = f32::NEG_INFINITY;
+            (logits[2][0], logits[2][1]) = (-0.0, 0.0);
+            logits[4].iter_mut().skip(3).for_each(|x| *x = f32::NEG_INFINITY);
         }
-        rows.clear();
+        let found = pick(&logits, &seen, &params);
+        let mut host = Sampler::new(vocab as usize);
+        for (row, token) in found.iter().enumerate() {
+            let mut history = TokenSet::new(vocab as usize);
+            history.extend(&seen[row]);
+            let (p, position) = &params[row];
+            let expected = host.sample(&logits[row], &history, p, *position).ok();
+            assert_eq!(*token, expected, "{vocab} logits, row {row}: {p:?}");
+        }
     }
 }
 
 #[test]
 fn unusable_logits_give_no_token() {
-    let greedy = SamplingParams::default();
-    let row = |logits: &[f32]| Row { logits: logits.to_vec(), history: vec![], params: greedy, position: 0 };
-    let (inf, nan) = (f32::INFINITY, f32::NAN);
-    let rows =
-        [row(&[1.0, nan, 0.0]), row(&[1.0, inf, 0.0]), row(&[-inf, -inf, -inf]), row(&[-inf, -5.0, -inf])];
-    assert_eq!(device(&rows), [NO_TOKEN, NO_TOKEN, NO_TOKEN, 1]);
+    let mut rng = Rng(9);
+    let greedy = SamplingParams { do_sample: false, ..Default::default() };
+    let drawn = SamplingParams { do_sample: true, ..Default::default() };
+    let mut logits: Vec<Vec<f32>> = (0..8).map(|_| rng.normals(5000)).collect();
+    for row in [0, 4] {
+        logits[row][4999] = f32::NAN;
+        logits[row + 1][17] = f32::INFINITY;
+        logits[row + 2].fill(f32::NEG_INFINITY);
+    }
+    let params: Vec<_> = (0..8).map(|row| (if row < 4 { greedy } else { drawn }, 0)).collect();
+    let tokens = pick(&logits, &vec![Vec::new(); 8], &params);
+    let usable: Vec<bool> = tokens.iter().map(Option::is_some).collect();
+    assert_eq!(usable, [false, false, false, true, false, false, false, true]);
 }

@@ -1,0 +1,287 @@
+//! Mutations of our kernels: each barrier and each wait for copies is taken out of the PTX, and each comparison is made
+//! to hold always and never, one at a time; each time the tests of that kernel must fail, by a wrong result or by a
+//! report of the simulated GPU.
+//!
+//! The tests run in processes of their own, which end at the first failure. What a line of the source became is one
+//! mutation where loops are unrolled. One activation type stands for both, and of the linears the kernels for 8 rows and
+//! for prefill: the others are the same lines of the source.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::gpu::{MUTANT, gpu};
+
+/// A file of kernels, those of its kernels that are mutated, the tests that fail soonest, and all that may fail.
+struct Target {
+    image: &'static str,
+    kernels: &'static [&'static str],
+    soon: &'static [&'static str],
+    all: &'static str,
+}
+
+const TARGETS: &[Target] = &[
+    Target {
+        image: "int4_gemm",
+        kernels: &["int4_gemm_bf16_m8", "int4_gemm_bf16_prefill"],
+        soon: LINEAR,
+        all: "linear::",
+    },
+    Target {
+        image: "int8_gemm",
+        kernels: &["int8_gemm_bf16_m8", "int8_gemm_bf16_prefill"],
+        soon: LINEAR,
+        all: "linear::",
+    },
+    Target {
+        image: "dense_gemm",
+        kernels: &["dense_gemm_bf16_m8", "dense_gemm_bf16_prefill"],
+        soon: LINEAR,
+        all: "linear::",
+    },
+    Target { image: "flash_attn", kernels: &["flash_attn_bf16"], soon: &[], all: "flash_attn::" },
+    Target { image: "paged_prefill", kernels: &["paged_prefill_bf16"], soon: &[], all: "paged_prefill::" },
+    Target {
+        image: "paged_attn",
+        kernels: &["paged_attn_256_bf16", "paged_attn_128_bf16"],
+        soon: &[],
+        all: "paged_attn::",
+    },
+    Target { image: "norm", kernels: &["rms_norm_bf16", "layer_norm_bf16"], soon: &[], all: "norm::" },
+    Target { image: "embed", kernels: &["embed_bf16", "select_rows"], soon: &[], all: "embed::" },
+    Target {
+        image: "pointwise",
+        kernels: &["swiglu_bf16", "quick_gelu_bf16", "gelu_bf16", "add_bf16"],
+        soon: &[],
+        all: "pointwise::",
+    },
+    Target { image: "rope", kernels: &["rope_bf16", "kv_write"], soon: &[], all: "rope::" },
+    Target { image: "patchify", kernels: &["patchify_bf16"], soon: &[], all: "patchify::" },
+    Target {
+        image: "repack",
+        kernels: &["repack_awq4", "repack_gptq4", "repack_gptq8", "repack_dense_bf16"],
+        soon: &[],
+        all: "repack::",
+    },
+    Target { image: "sample", kernels: &["argmax", "sample"], soon: &[], all: "sample::" },
+];
+
+const LINEAR: &[&str] = &[
+    "linear::other_rows_of_nan_change_nothing",
+    "linear::pointwise_epilogues_match_float64",
+    "linear::swiglu_takes_gate_and_up_from_the_two_parts",
+    "linear::qkv_is_turned_and_its_keys_and_values_go_to_their_slots",
+];
+
+/// Lines whose mutation changes nothing that a test could see: what is changed, a piece of the line, and the reason.
+const UNSEEN: &[(&str, &str, &str)] = &[
+    (
+        "bar.sync",
+        "// all of the block has written",
+        "orders stores to global memory before an atomic of another thread; the simulator runs the threads of a block \
+         in an order in which they are",
+    ),
+];
+
+/// One change of a PTX text: these lines are replaced.
+struct Mutation {
+    target: usize,
+    kernel: &'static str,
+    /// File and line of the source.
+    source: (String, usize),
+    what: &'static str,
+    lines: Vec<(usize, String)>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// Barriers and waits.
+    Order,
+    /// Comparisons.
+    Bounds,
+}
+
+fn ptx(image: &str) -> String {
+    let path = Path::new(env!("OUT_DIR")).join(format!("{image}.ptx"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The mutations of one kernel.
+fn mutations(target: usize, kernel: &'static str, text: &str, kind: Kind) -> Vec<Mutation> {
+    let lines: Vec<&str> = text.lines().collect();
+    let files: BTreeMap<&str, String> = lines
+        .iter()
+        .filter_map(|line| {
+            let mut words = line.trim().strip_prefix(".file")?.split_whitespace();
+            let number = words.next()?;
+            let path = words.next()?.trim_matches(|c| c == '"' || c == ',');
+            Some((number, Path::new(path.trim_matches('"')).file_name()?.to_string_lossy().into_owned()))
+        })
+        .collect();
+    let entry = lines
+        .iter()
+        .position(|line| line.contains(".entry") && line.split(['(', ' ']).any(|word| word == kernel))
+        .unwrap_or_else(|| panic!("no entry {kernel}"));
+    let start = entry + lines[entry..].iter().position(|line| *line == "{").expect("a body");
+    let end = start + lines[start..].iter().position(|line| *line == "}").expect("an end");
+    let labels: BTreeMap<&str, usize> =
+        (start..end).filter_map(|i| Some((lines[i].trim().strip_suffix(':')?, i))).collect();
+    // The predicates of loops: to change them is to run for ever.
+    let loops: Vec<&str> = (start..end)
+        .filter_map(|i| {
+            let words: Vec<&str> = lines[i].trim().trim_end_matches(';').split_whitespace().collect();
+            let [predicate, branch, label] = words[..] else { return None };
+            let backward = branch.starts_with("bra") && labels.get(label).is_some_and(|to| *to < i);
+            backward.then(|| predicate.trim_start_matches(['@', '!']))
+        })
+        .collect();
+    let mut out: Vec<Mutation> = Vec::new();
+    let mut source = (String::new(), 0);
+    for i in start..end {
+        let line = lines[i].trim();
+        if let Some(loc) = line.strip_prefix(".loc") {
+            // Of functions of the compiler's headers the place where they are called.
+            let place = |words: &str| {
+                let mut words = words.split_whitespace();
+                let file = words.next().and_then(|n| files.get(n)).cloned().unwrap_or_default();
+                (file, words.next().and_then(|n| n.parse().ok()).unwrap_or(0))
+            };
+            let ours = |file: &str| file.ends_with(".cu") || file.ends_with(".cuh");
+            let inner = place(loc);
+            source = match loc.split_once("inlined_at ") {
+                Some((_, caller)) if !ours(&inner.0) => place(caller),
+                _ => inner,
+            };
+            continue;
+        }
+        let order = ["bar.sync", "barrier.sync", "bar.warp.sync", "cp.async.wait"];
+        if kind == Kind::Order && order.iter().any(|o| line.starts_with(o)) {
+            let what = order.into_iter().find(|o| line.starts_with(o)).expect("one of them");
+            out.push(Mutation {
+                target,
+                kernel,
+                source: source.clone(),
+                what,
+                lines: vec![(i, String::new())],
+            });
+        }
+        let Some(rest) = line.strip_prefix("setp.").filter(|_| kind == Kind::Bounds) else { continue };
+        let ordered = ["lt", "le", "gt", "ge"].contains(&rest.split('.').next().unwrap_or_default());
+        let predicate = rest.split_whitespace().nth(1).unwrap_or_default().trim_end_matches(',');
+        if !ordered || rest.contains(".f32") || loops.contains(&predicate) {
+            continue;
+        }
+        for (what, relation) in [("comparison holds", "lt"), ("comparison fails", "gt")] {
+            let changed = format!("setp.{relation}.s32 {predicate}, 0, 1;");
+            match out.iter_mut().find(|m| m.source == source && m.what == what) {
+                Some(m) => m.lines.push((i, changed)),
+                None => {
+                    let lines = vec![(i, changed)];
+                    out.push(Mutation { target, kernel, source: source.clone(), what, lines });
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Whether the tests end with a failure. A test that does not end fails as well.
+fn fails(file: &Path, image: &str, filters: &[&str]) -> bool {
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args(filters)
+        .args(["--test-threads=1", "--skip", "large_"])
+        .env(MUTANT, format!("{image}={}", file.display()))
+        .env("CUDASIM_FATAL_REPORTS", "1")
+        .env("CUDASIM_QUIET", "1")
+        .env("CUDASIM_THREADS", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the tests");
+    !wait(&mut child, Duration::from_secs(300)).is_some_and(|status| status.success())
+}
+
+fn wait(child: &mut Child, most: Duration) -> Option<std::process::ExitStatus> {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for the tests") {
+            return Some(status);
+        }
+        if start.elapsed() > most {
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+fn all_are_caught(kind: Kind, images: &[&str]) {
+    if !gpu().is_simulated() {
+        return; // a real one would hang or go wrong silently, which is why there is a simulated one
+    }
+    let texts: Vec<String> = TARGETS.iter().map(|t| ptx(t.image)).collect();
+    let mut all = Vec::new();
+    for (i, target) in TARGETS.iter().enumerate().filter(|(_, t)| images.contains(&t.image)) {
+        for kernel in target.kernels {
+            all.extend(mutations(i, kernel, &texts[i], kind));
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let next = AtomicUsize::new(0);
+    let survivors = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(mutation) = all.get(index) else { break };
+                    let target = &TARGETS[mutation.target];
+                    let (file, number) = &mutation.source;
+                    let path = crate::common::path("kernels/cuda").join(file);
+                    let line = std::fs::read_to_string(&path).unwrap_or_default();
+                    let line =
+                        line.lines().nth(number.saturating_sub(1)).unwrap_or_default().trim().to_string();
+                    if UNSEEN.iter().any(|(what, piece, _)| mutation.what == *what && line.contains(piece)) {
+                        continue;
+                    }
+                    let mut lines: Vec<&str> = texts[mutation.target].lines().collect();
+                    for (at, text) in &mutation.lines {
+                        lines[*at] = text;
+                    }
+                    let file: PathBuf = folder.path().join(format!("{index}.ptx"));
+                    std::fs::write(&file, lines.join("\n")).expect("writing a mutant");
+                    let caught = !target.soon.is_empty() && fails(&file, target.image, target.soon)
+                        || fails(&file, target.image, &[target.all]);
+                    let _ = std::fs::remove_file(&file);
+                    if !caught {
+                        let (name, number) = &mutation.source;
+                        let text = format!("{} {name}:{number} {}: {line}", mutation.kernel, mutation.what);
+                        eprintln!("survives: {text}");
+                        survivors.lock().unwrap().push(text);
+                    }
+                }
+            });
+        }
+    });
+    assert!(!all.is_empty());
+    println!("{} mutations", all.len());
+    let survivors = survivors.into_inner().unwrap();
+    assert!(survivors.is_empty(), "nobody noticed\n{}", survivors.join("\n"));
+}
+
+#[test]
+fn large_every_missing_barrier_and_wait_is_noticed() {
+    all_are_caught(Kind::Order, &TARGETS.iter().map(|t| t.image).collect::<Vec<_>>());
+}
+
+#[test]
+#[ignore = "ten minutes: cargo test --features cuda --test kernels_cuda large_every -- --ignored"]
+fn large_every_missing_bounds_check_is_noticed() {
+    all_are_caught(Kind::Bounds, &TARGETS.iter().map(|t| t.image).collect::<Vec<_>>());
+}

@@ -1,0 +1,551 @@
+//! Every kernel at the sizes of the published models: for `report.rs`, and for `benches/kernels_cuda.rs`.
+
+use cudarc::driver::{CudaStream, result};
+use qwenvl::kernels::cuda::attention::{
+    self, FlashAttention, Keys, PagedAttention, Sequence, arrivals_len, partials_bytes,
+};
+use qwenvl::kernels::cuda::linear::{
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+};
+use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify, Table};
+use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
+use qwenvl::kernels::cuda::sample::{Sample, best_len};
+use qwenvl::kernels::cuda::{Address, Half, Kernels};
+use qwenvl_graph::op::{Heads, MRope, VisionRope};
+use qwenvl_graph::{Activation, DType};
+
+/// A launch, and the least that it has to move and compute.
+#[derive(Clone, Debug, Default)]
+pub struct Case {
+    pub name: String,
+    /// Bytes read from memory and written to it.
+    pub bytes: f64,
+    pub flops: f64,
+    /// Weights, and their bytes, of a linear layer.
+    pub weights: f64,
+    pub weight_bytes: f64,
+    /// What a linear layer reads beside them: rows, residuals, and parts of sums that several blocks have.
+    pub other_bytes: f64,
+    /// So much work that a simulator had better run a part of the blocks.
+    pub large: bool,
+}
+
+/// Runs a case that is wanted: allocates, calls `run` with its launch.
+pub struct Shapes<'a> {
+    pub kernels: &'a Kernels,
+    pub wanted: &'a dyn Fn(&Case) -> bool,
+    pub run: &'a mut dyn FnMut(&Case, &dyn Fn(&CudaStream)),
+}
+
+/// Device memory of any content, kept until the process ends: so that no case finds in L2 what another left there.
+fn memory(bytes: usize) -> Address {
+    // SAFETY: never freed.
+    unsafe { result::malloc_sync(bytes) }.expect("device memory")
+}
+
+fn zeroed(bytes: usize) -> Address {
+    let at = memory(bytes);
+    // SAFETY: just allocated.
+    unsafe { result::memset_d8_sync(at, 0, bytes) }.expect("memset");
+    at
+}
+
+fn of(words: &[u32]) -> Address {
+    let at = memory(words.len() * 4);
+    // SAFETY: just allocated.
+    unsafe { result::memcpy_htod_sync(at, words) }.expect("copy");
+    at
+}
+
+const BF16: Half = Half::BF16;
+
+struct Model {
+    name: &'static str,
+    hidden: usize,
+    heads: Heads,
+    intermediate: usize,
+    vocab: usize,
+    chunk: usize,
+}
+
+const fn heads(n_heads: usize, n_kv_heads: usize) -> Heads {
+    Heads { n_heads, n_kv_heads, head_dim: 128 }
+}
+
+#[rustfmt::skip]
+const MODELS: [Model; 3] = [
+    Model { name: "72b", hidden: 8192, heads: heads(64, 8), intermediate: 29696, vocab: 152064, chunk: 256 },
+    Model { name: "7b", hidden: 3584, heads: heads(28, 4), intermediate: 18944, vocab: 152064, chunk: 256 },
+    Model { name: "2b", hidden: 1536, heads: heads(12, 2), intermediate: 8960, vocab: 151936, chunk: 256 },
+];
+
+#[derive(Clone, Copy)]
+enum What {
+    Qkv(Heads),
+    Residual,
+    SwiGlu,
+    Logits,
+    QuickGelu,
+    Gelu,
+    VisionQkv,
+    Store,
+}
+
+impl Shapes<'_> {
+    /// All cases: decode first, as its times would suffer from results of prefill that leave L2.
+    pub fn all(&mut self) {
+        use Regime::{Prefill, SmallM};
+        use WeightKind::{Dense, Int4, Int8};
+        for m in [1, 8, 16] {
+            for model in &MODELS {
+                self.layer(model, Int4, SmallM, m);
+            }
+        }
+        for m in [1, 16] {
+            for model in &MODELS[1..] {
+                self.layer(model, Int8, SmallM, m);
+                self.layer(model, Dense, SmallM, m);
+            }
+            for model in &MODELS {
+                self.linear(
+                    &format!("decode {} head", model.name),
+                    Dense,
+                    SmallM,
+                    m,
+                    model.vocab,
+                    model.hidden,
+                    What::Logits,
+                );
+            }
+        }
+        for model in &MODELS {
+            for keys in [256, 4096, 6144, 14336, 30720] {
+                self.decode_attention(model, 1, keys);
+            }
+            self.decode_attention(model, 8, 4096);
+        }
+        for model in &MODELS {
+            self.rms_norm(model, 1);
+            self.sample(model);
+        }
+        for model in &MODELS {
+            self.layer(model, Int4, Prefill, 2048);
+        }
+        for model in &MODELS[1..] {
+            self.layer(model, Int8, Prefill, 2048);
+            self.layer(model, Dense, Prefill, 2048);
+        }
+        for model in &MODELS {
+            self.layer(model, Int4, Prefill, 128);
+            for (tokens, past) in [(512, 0), (2048, 0), (6144, 0), (2048, 4096)] {
+                self.prefill_attention(model, tokens, past);
+            }
+        }
+        for (what, n, k, finish) in [
+            ("patch embedding", 1280, 1176, What::Store),
+            ("qkv", 3840, 1280, What::VisionQkv),
+            ("proj", 1280, 1280, What::Residual),
+            ("fc1", 5120, 1280, What::QuickGelu),
+            ("fc2", 1280, 5120, What::Residual),
+        ] {
+            self.linear(&format!("vision {what}"), Dense, Prefill, 4096, n, k, finish);
+        }
+        self.linear("merger mlp.0", Dense, Prefill, 1024, 5120, 5120, What::Gelu);
+        self.linear("merger mlp.2", Dense, Prefill, 1024, 3584, 5120, What::Store);
+        for patches in [1024, 4096, 16384] {
+            self.vision_attention(patches);
+        }
+        self.patchify(4096);
+        self.layer_norm(4096);
+        self.rms_norm(&MODELS[1], 2048);
+        self.embed(&MODELS[1], 2048);
+        self.unfused(&MODELS[1], 2048);
+    }
+
+    fn case(&mut self, case: Case, make: impl FnOnce(&Kernels) -> Box<dyn Fn(&CudaStream) + '_>) {
+        if (self.wanted)(&case) {
+            let launch = make(self.kernels);
+            (self.run)(&case, &*launch);
+        }
+    }
+
+    /// The four linear layers of a decoder layer.
+    fn layer(&mut self, model: &Model, kind: WeightKind, regime: Regime, m: usize) {
+        let name = match regime {
+            Regime::SmallM => format!("decode {}", model.name),
+            Regime::Prefill => format!("prefill {}", model.name),
+        };
+        let (h, f) = (model.hidden, model.intermediate);
+        let qkv = (model.heads.n_heads + 2 * model.heads.n_kv_heads) * 128;
+        // Of one row the norm is a prologue.
+        let norm = if m == 1 { "norm+" } else { "" };
+        self.linear(&format!("{name} {norm}qkv"), kind, regime, m, qkv, h, What::Qkv(model.heads));
+        self.linear(&format!("{name} o"), kind, regime, m, h, h, What::Residual);
+        self.linear(&format!("{name} {norm}gate_up"), kind, regime, m, 2 * f, h, What::SwiGlu);
+        self.linear(&format!("{name} down"), kind, regime, m, h, f, What::Residual);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn linear(
+        &mut self,
+        name: &str,
+        kind: WeightKind,
+        regime: Regime,
+        m: usize,
+        n: usize,
+        k: usize,
+        what: What,
+    ) {
+        let bits = match kind {
+            WeightKind::Int4 => "int4",
+            WeightKind::Int8 => "int8",
+            WeightKind::Dense => "bf16",
+        };
+        let normalised = name.contains("norm+");
+        // Bytes of an output with what else is read for it.
+        let per_output = match what {
+            What::Qkv(_) | What::QuickGelu | What::Gelu | What::VisionQkv | What::Store => 2.0,
+            What::Residual => 8.0,
+            What::SwiGlu => 1.0,
+            What::Logits => 4.0,
+        };
+        let weight_bytes = kind.matrix_bytes(n, k) as f64;
+        let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
+        let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
+        let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
+        let case = Case {
+            name: format!("{name} {bits} m={m}"),
+            bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
+            flops: 2.0 * (m * n) as f64 * k as f64,
+            weights: n as f64 * k as f64,
+            weight_bytes,
+            other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
+            large: regime == Regime::Prefill,
+        };
+        self.case(case, |kernels| {
+            let out = memory(m * n * 4);
+            let (order, finish) = match what {
+                What::Residual => (RowOrder::Plain, Finish::AddResidual(out)),
+                What::Logits => (RowOrder::Plain, Finish::StoreF32),
+                What::Store => (RowOrder::Plain, Finish::Store),
+                What::QuickGelu => (RowOrder::Plain, Finish::Activate(Activation::QuickGelu)),
+                What::Gelu => (RowOrder::Plain, Finish::Activate(Activation::Gelu)),
+                What::SwiGlu => (RowOrder::Paired { half: n / 2 }, Finish::SwiGlu),
+                What::VisionQkv => {
+                    let pairs = RopePairs::Vision(VisionRope { n_heads: 16, head_dim: 80 });
+                    let rope = Rope { angles: zeroed(20 * 8), positions: zeroed(m * 8), pairs };
+                    (RowOrder::Paired { half: 40 }, Finish::VisionRope(rope))
+                }
+                What::Qkv(heads) => {
+                    let kv = pages(heads, m).0;
+                    let slots = of(&(0..m as u32).collect::<Vec<u32>>());
+                    let finish = Finish::RopeWriteKv { rope: decoder_rope(m), kv, slots };
+                    (RowOrder::Paired { half: 64 }, finish)
+                }
+            };
+            let l = Linear {
+                kind,
+                half: BF16,
+                regime,
+                x: memory(m * k * 4),
+                ldx: k,
+                w: memory(kind.matrix_bytes(n, k)),
+                order,
+                bias: None,
+                out,
+                m,
+                n,
+                k,
+                n_runs,
+                finish,
+                workspace: Workspace {
+                    partials: memory(linear::workspace_bytes(m.min(64), n_runs)),
+                    arrivals: zeroed(n.div_ceil(256) * 4),
+                },
+            };
+            let norm = Normalised { weight: memory(k * 4), eps: 1e-6 };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe {
+                if normalised {
+                    kernels.linear_of_norm(stream, &l, &norm)
+                } else {
+                    kernels.linear(stream, &l)
+                }
+                .expect("launch")
+            })
+        });
+    }
+
+    fn decode_attention(&mut self, model: &Model, n: usize, keys: usize) {
+        let (heads, chunk) = (model.heads, model.chunk);
+        let width = heads.n_heads * 128;
+        let bytes = (n * keys * heads.n_kv_heads * 512 + 2 * n * width * 2) as f64;
+        let case = Case {
+            name: format!("decode {} attention {n} x {keys} keys", model.name),
+            bytes,
+            flops: 4.0 * (n * keys * width) as f64,
+            ..Case::default()
+        };
+        self.case(case, |kernels| {
+            let (kv, page_table) = pages(heads, n * keys);
+            let list: Vec<Sequence> = (0..n)
+                .map(|i| Sequence {
+                    first: i as u32,
+                    rows: 1,
+                    past: keys as u32 - 1,
+                    pages: (i * keys / 64) as u32,
+                })
+                .collect();
+            let a = PagedAttention {
+                half: BF16,
+                q: zeroed(n * width * 2),
+                out: memory(n * width * 2),
+                kv,
+                sequences: sequences(&list),
+                n_seqs: n,
+                page_table,
+                max_keys: keys,
+                chunk_tokens: chunk,
+                partials: memory(partials_bytes(n, heads.n_heads, keys, chunk)),
+                arrivals: zeroed(4 * arrivals_len(n, heads.n_kv_heads, keys, chunk)),
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.paged_attention(stream, &a) }.expect("launch"))
+        });
+    }
+
+    fn prefill_attention(&mut self, model: &Model, tokens: usize, past: usize) {
+        let heads = model.heads;
+        let width = heads.n_heads * 128;
+        let pairs = tokens as f64 * (past as f64 + (tokens as f64 + 1.0) / 2.0);
+        let case = Case {
+            name: format!("prefill {} attention {tokens} after {past}", model.name),
+            bytes: (tokens * width * 4 + (past + tokens) * heads.n_kv_heads * 512) as f64,
+            flops: 4.0 * width as f64 * pairs,
+            large: true,
+            ..Case::default()
+        };
+        self.case(case, |kernels| {
+            let sequence = [Sequence { first: 0, rows: tokens as u32, past: past as u32, pages: 0 }];
+            let (tiles, n_tiles) = tiles(&sequence, heads.n_kv_heads, heads.n_heads / heads.n_kv_heads);
+            let (kv, page_table) = pages(heads, past + tokens);
+            let a = FlashAttention {
+                half: BF16,
+                keys: Keys::Paged { q: memory(tokens * width * 2), kv, page_table },
+                sequences: sequences(&sequence),
+                tiles,
+                n_tiles,
+                out: memory(tokens * width * 2),
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.flash_attention(stream, &a) }.expect("launch"))
+        });
+    }
+
+    fn vision_attention(&mut self, patches: usize) {
+        let case = Case {
+            name: format!("vision attention {patches}"),
+            bytes: (patches * 5120 * 2) as f64,
+            flops: 4.0 * 1280.0 * (patches as f64).powi(2),
+            large: true,
+            ..Case::default()
+        };
+        self.case(case, |kernels| {
+            let sequence = [Sequence { first: 0, rows: patches as u32, past: 0, pages: 0 }];
+            let (tiles, n_tiles) = tiles(&sequence, 16, 1);
+            let a = FlashAttention {
+                half: BF16,
+                keys: Keys::Vision { qkv: memory(patches * 3840 * 2), n_heads: 16 },
+                sequences: sequences(&sequence),
+                tiles,
+                n_tiles,
+                out: memory(patches * 1280 * 2),
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.flash_attention(stream, &a) }.expect("launch"))
+        });
+    }
+
+    fn rms_norm(&mut self, model: &Model, rows: usize) {
+        let cols = model.hidden;
+        let name = format!("rms_norm {} {rows}", model.name);
+        self.norm(name, rows, cols, |_| NormKind::Rms);
+    }
+
+    fn layer_norm(&mut self, rows: usize) {
+        self.norm(format!("layer_norm {rows}"), rows, 1280, |cols| NormKind::Layer(memory(cols * 4)));
+    }
+
+    fn norm(&mut self, name: String, rows: usize, cols: usize, kind: impl Fn(usize) -> NormKind) {
+        self.case(streaming(name, rows * cols * 6 + cols * 4), |kernels| {
+            let n = Norm {
+                kind: kind(cols),
+                half: BF16,
+                x: memory(rows * cols * 4),
+                row_index: None,
+                weight: memory(cols * 4),
+                out: memory(rows * cols * 2),
+                rows,
+                cols,
+                eps: 1e-6,
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.norm(stream, &n) }.expect("launch"))
+        });
+    }
+
+    fn embed(&mut self, model: &Model, rows: usize) {
+        let (cols, vocab) = (model.hidden, model.vocab);
+        self.case(streaming(format!("embed {} {rows}", model.name), rows * (cols * 6 + 8)), |kernels| {
+            let e = Embed {
+                table: memory(vocab * cols * 2),
+                stored: Table::Rows(DType::BF16),
+                vocab,
+                tokens: of(&(0..rows as u32).map(|i| i * 61).collect::<Vec<u32>>()),
+                visual: memory(cols * 2),
+                visual_index: of(&vec![u32::MAX; rows]),
+                half: BF16,
+                out: memory(rows * cols * 4),
+                rows,
+                cols,
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.embed(stream, &e) }.expect("launch"))
+        });
+    }
+
+    /// A square picture of so many patches.
+    fn patchify(&mut self, patches: usize) {
+        let side = patches.isqrt();
+        let pixels = patches * 14 * 14;
+        let bytes = pixels * 3 + patches * 1176 * 2;
+        self.case(streaming(format!("patchify {patches}"), bytes), |kernels| {
+            let frame = memory(pixels * 3);
+            let words = [frame as u32, (frame >> 32) as u32].repeat(2);
+            let slice = [&words[..], &[0, side as u32, side as u32, 0]].concat();
+            assert_eq!(slice.len() * 4, size_of::<Frames>());
+            let c = Patchify {
+                slices: of(&slice),
+                n_slices: 1,
+                table: zeroed(768 * 4),
+                half: BF16,
+                out: memory(patches * 1176 * 2),
+                first_row: 0,
+                rows: patches,
+                patch: 14,
+                merge: 2,
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.patchify(stream, &c) }.expect("launch"))
+        });
+    }
+
+    /// The steps of plans that are not fused.
+    fn unfused(&mut self, model: &Model, rows: usize) {
+        let heads = model.heads;
+        let (q, kv_cols) = (heads.n_heads * 128, heads.n_kv_heads * 128);
+        let (hidden, f) = (model.hidden, model.intermediate);
+        let case = |what: &str, bytes| streaming(format!("{what} {} {rows}", model.name), bytes);
+        type Op = Box<dyn Fn() -> PointwiseOp>;
+        let cases: [(&str, usize, usize, Op); 7] = [
+            ("swiglu", f, 6, Box::new(move || PointwiseOp::SwiGlu { up: memory(rows * f * 2) })),
+            ("gelu", 5120, 4, Box::new(|| PointwiseOp::Activate(Activation::Gelu))),
+            ("quick_gelu", 5120, 4, Box::new(|| PointwiseOp::Activate(Activation::QuickGelu))),
+            ("add", hidden, 10, Box::new(move || PointwiseOp::Add { residual: memory(rows * hidden * 4) })),
+            ("rope", q, 4, Box::new(move || PointwiseOp::Rotate { rope: decoder_rope(rows), n_rotated: q })),
+            (
+                "kv_write",
+                kv_cols,
+                8,
+                Box::new(move || PointwiseOp::WriteKv {
+                    values: memory(rows * kv_cols * 2),
+                    kv: pages(heads, rows).0,
+                    slots: of(&(0..rows as u32).collect::<Vec<u32>>()),
+                }),
+            ),
+            (
+                "select_rows",
+                hidden,
+                8,
+                Box::new(move || PointwiseOp::Gather { index: of(&(0..rows as u32).collect::<Vec<u32>>()) }),
+            ),
+        ];
+        for (what, cols, per_element, op) in cases {
+            self.case(case(what, rows * cols * per_element), |kernels| {
+                let c = Pointwise {
+                    op: op(),
+                    half: BF16,
+                    x: memory(rows * cols * 4),
+                    out: memory(rows * cols * 4),
+                    rows,
+                    cols,
+                };
+                // SAFETY: memory is as long as the shapes say.
+                Box::new(move |stream| unsafe { kernels.pointwise(stream, &c) }.expect("launch"))
+            });
+        }
+    }
+
+    /// Greedy: one launch. Logits of zero.
+    fn sample(&mut self, model: &Model) {
+        let vocab = model.vocab;
+        self.case(streaming(format!("argmax {}", model.name), vocab * 4), |kernels| {
+            let words = vocab.div_ceil(32);
+            let s = Sample {
+                logits: zeroed(vocab * 4),
+                scores: memory(vocab * 4),
+                history: zeroed(words * 4),
+                history_words: words,
+                params: of(&[0, 0, 0, 0, 0, 1f32.to_bits(), 1f32.to_bits(), 0]),
+                tokens: memory(4),
+                best: memory(best_len(1, vocab) * 8),
+                arrivals: zeroed(4),
+                drawn: false,
+                rows: 1,
+                vocab,
+            };
+            // SAFETY: memory is as long as the shapes say.
+            Box::new(move |stream| unsafe { kernels.sample(stream, &s) }.expect("launch"))
+        });
+    }
+}
+
+/// Bytes of parts of sums that the blocks of a linear layer of small m leave for the last of a strip.
+fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
+    let (strips, groups) = (n.div_ceil(256), k.div_ceil(128));
+    let run_of = |unit: usize| ((unit + 1) * n_runs - 1) / (strips * groups);
+    let parts = (0..strips).map(|strip| {
+        let runs = run_of((strip + 1) * groups - 1) - run_of(strip * groups) + 1;
+        if runs > 1 { runs } else { 0 }
+    });
+    // A lane has two rows.
+    (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
+}
+
+fn streaming(name: String, bytes: usize) -> Case {
+    Case { name, bytes: bytes as f64, ..Case::default() }
+}
+
+fn decoder_rope(rows: usize) -> Rope {
+    let pairs = RopePairs::MRope(MRope { head_dim: 128, sections: [16, 24, 24], theta: 1e6 });
+    let positions: Vec<u32> = (0..rows as u32).flat_map(|i| [i, i, i]).collect();
+    Rope { angles: zeroed(rows * 64 * 8), positions: of(&positions), pairs }
+}
+
+fn sequences(s: &[Sequence]) -> Address {
+    of(&s.iter().flat_map(|s| [s.first, s.rows, s.past, s.pages]).collect::<Vec<u32>>())
+}
+
+fn tiles(s: &[Sequence], heads: usize, group: usize) -> (Address, usize) {
+    let tiles = attention::tiles(s, heads, group);
+    let words: Vec<u32> = tiles.iter().flat_map(|t| [t.sequence, t.head, t.first_row]).collect();
+    (of(&words), tiles.len())
+}
+
+/// Pages for so many tokens, and their numbers.
+fn pages(heads: Heads, tokens: usize) -> (Kv, Address) {
+    let stride = 2 * heads.n_kv_heads * 64 * 128;
+    let count = tokens.div_ceil(64);
+    let kv = Kv { pages: memory(count * stride * 2), page_stride: stride as u64, heads };
+    (kv, of(&(0..count as u32).collect::<Vec<u32>>()))
+}
