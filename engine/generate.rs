@@ -599,6 +599,8 @@ mod tests {
             Ok(&self.logits)
         }
 
+        fn watch(&mut self, _: Option<crate::exec::Watch>) {}
+
         fn measure(&mut self) -> Peaks {
             unreachable!()
         }

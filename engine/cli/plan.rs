@@ -125,13 +125,15 @@ fn print_rows(out: &mut impl Write, title: &str, rows: &[CardRow]) -> std::io::R
 }
 
 /// Where the time of a token goes, beside the physical bound and what the model card measured.
-fn print_token(out: &mut impl Write, plan: &Plan, rows: &[CardRow]) -> std::io::Result<()> {
+fn print_token(out: &mut impl Write, plan: &Plan) -> std::io::Result<()> {
     let contexts = CARD_INPUT_TOKENS.map(|input| input + CARD_OUTPUT_TOKENS / 2);
-    let parts: Option<Vec<_>> = contexts.iter().map(|&context| plan.token_parts(context)).collect();
-    let (Some(parts), Some(bounds)) = (parts, plan.card_rows()) else { return Ok(()) };
+    let parts: Option<Vec<_>> = contexts.iter().map(|&c| plan.token_parts(&SIMULATED, c)).collect();
+    let rows = [plan.card_rows(), plan.modelled_rows(&DESIGN), plan.modelled_rows(&SIMULATED)];
+    let (Some(parts), [Some(bounds), Some(design), Some(simulated)]) = (parts, rows) else { return Ok(()) };
     writeln!(
         out,
-        "\nwhere a token's time goes, modelled ms, and in brackets its bytes at the best bandwidth"
+        "\nwhere a token's time goes in ms, as the simulator models the kernels, not measured; in brackets its \
+         bytes at the best bandwidth"
     )?;
     let cells = |cells: [String; 4]| cells.map(|c| format!("{c:>17}")).concat();
     writeln!(
