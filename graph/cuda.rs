@@ -49,6 +49,17 @@ pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
 }
 
+/// Whether the norm at `step` can be the prologue of the linear layer after it: only that reads the norm, and what
+/// the norm reads lives on.
+pub fn is_prologue(graph: &Graph, step: usize) -> bool {
+    let (norm, Some(next)) = (&graph.nodes[step], graph.nodes.get(step + 1)) else { return false };
+    let (Op::RmsNorm { .. }, Op::Linear { .. }, Some(output)) = (&norm.op, &next.op, norm.output) else {
+        return false;
+    };
+    let is_read = |id| graph.nodes[step + 2..].iter().any(|node| node.inputs.contains(&id));
+    next.inputs[0] == output && !is_read(output) && is_read(norm.inputs[0])
+}
+
 /// Device memory beside the arena, the KV cache and the visual rows, as byte ranges of one block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workspace {

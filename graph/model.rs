@@ -5,6 +5,7 @@
 //! comes from. Whoever shows a number from here says that it is modelled.
 
 use crate::builder::WeightKind;
+use crate::cuda;
 use crate::device::{Device, DeviceKind};
 use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow};
 use crate::op::Op;
@@ -54,21 +55,18 @@ pub const DESIGN: Rates = Rates {
 };
 
 /// What the simulator's model of an A100 80 GB (`tools/cudasim/MODEL.md`, itself good for 15 to 40 %) makes of the
-/// kernels as they are.
-///
-/// Lines through its times, less 0.8 µs that a launch in a stream takes longer than a node of a graph, in µs:
-/// int4, one row, 72B: qkv 30.6, o 25.8, gate and up 160.4, down 82.5; 16 bits: head of 2B 274.8, gate and up of
-/// 7B 161.7; decode attention of 72B over 2,048, 6,144, 14,336 and 30,720 keys: 10.7, 22.8, 39.6, 81.0; a cold
-/// RMSNorm of 8,192 columns: 9.0, of 3,584 columns 5.6. Products at 2,048 rows: 246 TFLOP/s; vision attention: 248;
-/// prefill attention at 6,144 tokens: 208. From `cargo bench --features cuda --bench kernels_cuda` under `cudasim
-/// env` with `CUDASIM_CHECKS=none`, where a line reproduces each of these times within 15 %.
+/// kernels as they are: lines through the times of `benches/kernels_cuda.txt`, and 1.3 µs from node to node of a
+/// graph. In µs, one row: 72B int4 norm and qkv 29.0, o 23.3, norm, gate and up 157.7, down 78.9; heads of 72B and
+/// 2B 1449 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.7, 12.1, 17.9, 38.3 and 79.4; a
+/// norm of 8,192 columns 7.7. At 2,048 rows 0.73 to 0.82 of the matrix peak for 7B and 72B; prefill attention over
+/// 6,144 tokens 0.67, vision attention 0.79. The lines reproduce the decode times within 6 %.
 pub const SIMULATED: Rates = Rates {
-    launch_s: 3.4e-6,
-    linear_launch_s: 4.6e-6,
-    integer_bandwidth: 0.90,
-    dense_bandwidth: 0.96,
-    attention_bandwidth: 0.85,
-    attention_floor_s: 7e-6,
+    launch_s: 3.6e-6,
+    linear_launch_s: 3.5e-6,
+    integer_bandwidth: 0.91,
+    dense_bandwidth: 0.955,
+    attention_bandwidth: 0.905,
+    attention_floor_s: 1.4e-6,
     other_floor_s: 3e-6,
     linear_matrix: 0.78,
     attention_matrix: 0.67,
@@ -188,6 +186,10 @@ fn time(device: &Device, rates: &Rates, program: &Program, step: usize, sizes: &
     let (bandwidth, matrix, floor, launch) = match &program.graph.nodes[step].op {
         // A change of view.
         Op::MergeRows { .. } => return Some(StepTime { seconds: 0.0, limiter: "latency" }),
+        // Part of the layer after it.
+        Op::RmsNorm { .. } if decodes && sizes.tokens == 1 && cuda::is_prologue(&program.graph, step) => {
+            return Some(StepTime { seconds: 0.0, limiter: "latency" });
+        }
         Op::Linear { parts, .. } => {
             let is_dense = matches!(
                 program.graph.weight(parts[0].weight).kind,

@@ -96,7 +96,8 @@ fn modelled_decoding_is_slower_than_physics_and_reaches_40_tokens_per_s_for_72b_
     let parts = plan.token_parts(&DESIGN, 1 + CARD_OUTPUT_TOKENS / 2).unwrap();
     let total: f64 = parts.iter().map(|p| p.seconds).sum();
     assert!((total * rows[0].decode_tokens_per_s - 1.0).abs() < 1e-9, "{parts:?}");
-    assert!(parts.iter().all(|p| p.seconds > p.bound_s), "{parts:?}");
+    // But for norms that are part of the layers after them.
+    assert!(parts.iter().all(|p| p.seconds > p.bound_s || p.name == "rms_norm"), "{parts:?}");
     assert_eq!(parts.iter().map(|p| p.steps).sum::<usize>(), plan.decode.graph.nodes.len());
     assert_eq!(card_measured(&plan.config), Some([12.00, 8.33, 5.72, 3.39]));
     // The kernels as they are, by the simulator's model.

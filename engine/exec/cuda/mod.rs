@@ -284,8 +284,7 @@ impl CudaExecutor {
     /// Launches every step of a program, and shows what each wrote if somebody watches.
     fn launch(&mut self, program: &Program, call: &Call) -> Result<()> {
         let mut watch = self.watch.take();
-        // Who watches sees every step.
-        let steps = Steps { joins_norms: watch.is_none(), ..self.steps() };
+        let steps = Steps { shows_norms: watch.is_some(), ..self.steps() };
         let weights = match call.phase {
             Some(_) => &self.decoder_weights,
             None => &self.vision_weights,
@@ -311,7 +310,7 @@ impl CudaExecutor {
             half: self.half,
             addresses: &self.addresses,
             multiprocessors: self.multiprocessors,
-            joins_norms: true,
+            shows_norms: false,
         }
     }
 

@@ -50,8 +50,8 @@ pub(super) struct Steps<'a> {
     pub(super) half: Half,
     pub(super) addresses: &'a Addresses,
     pub(super) multiprocessors: usize,
-    /// Whether a norm may be the prologue of the linear layer after it, and leave no output.
-    pub(super) joins_norms: bool,
+    /// Whether norms leave an output also where the linear layer after them has them as its prologue.
+    pub(super) shows_norms: bool,
 }
 
 /// A round of a segment: the patches, or all tokens.
@@ -210,7 +210,7 @@ impl Steps<'_> {
                     };
                     kernels.norm(stream, &norm)
                 }
-                Op::RmsNorm { .. } if self.is_prologue(round, at, weights) => Ok(()),
+                Op::RmsNorm { .. } if !self.shows_norms && self.is_prologue(round, at, weights) => Ok(()),
                 Op::RmsNorm { weight, eps } => {
                     let (kind, weight) = (NormKind::Rms, weights.vector(*weight));
                     let norm = Norm {
@@ -300,21 +300,16 @@ impl Steps<'_> {
         launched.map_err(|error| Error::Cuda { step: self.describe(program, at), problem: error.to_string() })
     }
 
-    /// Whether the norm `at` is computed by the linear layer after it: the same bits, a launch less. So it is when few
-    /// rows are decoded, only that layer reads the norm, and what the norm reads lives on.
+    /// Whether the norm `at` is computed by the linear layer after it: the same bits, a launch less. So it is when
+    /// few rows are decoded.
     fn is_prologue(&self, round: &Round, at: usize, weights: &Weights) -> bool {
-        let nodes = &round.program.graph.nodes;
-        let (norm, Some(next)) = (&nodes[at], nodes.get(at + 1)) else { return false };
-        let Op::Linear { parts, k, .. } = &next.op else { return false };
-        let reads = |node: &Node, id: Option<ValueId>| id.is_some_and(|id| node.inputs.contains(&id));
-        let rows = self.kernels.norm_rows(weights.matrix(parts).kind, self.half);
-        self.joins_norms
-            && round.call.phase == Some(Phase::Decode)
-            && round.call.rows <= rows
+        let Some(Op::Linear { parts, k, .. }) = round.program.graph.nodes.get(at + 1).map(|n| &n.op) else {
+            return false;
+        };
+        round.call.phase == Some(Phase::Decode)
+            && round.call.rows <= self.kernels.norm_rows(weights.matrix(parts).kind, self.half)
             && *k <= MAX_RMS_COLS
-            && next.inputs[0] == norm.output.unwrap_or(norm.inputs[0])
-            && !nodes[at + 2..].iter().any(|node| reads(node, norm.output))
-            && nodes[at + 2..].iter().any(|node| reads(node, Some(norm.inputs[0])))
+            && cuda::is_prologue(&round.program.graph, at)
     }
 
     /// Waits for step `at` and reads what it wrote in this round, if it has an output.
