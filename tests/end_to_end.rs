@@ -4,20 +4,15 @@ mod common;
 
 use common::samples::{Sample, samples};
 use common::{ints, path, tiny_gptq};
-use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event, Target};
+use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event};
 use tempfile::TempDir;
 
 fn bf16() -> Checkpoint {
     Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap()
 }
 
-/// `QWENVL_TEST_DEVICE=cuda` runs all of this on the first GPU, or on the simulated one of `cudasim env`.
 fn options() -> EngineOptions {
-    let target = match std::env::var("QWENVL_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("cpu") => Target::Cpu,
-        Ok("cuda") => Target::Cuda(0),
-        Ok(other) => panic!("QWENVL_TEST_DEVICE is {other}, expected cpu or cuda"),
-    };
+    let target = common::target();
     EngineOptions { target, context_tokens: Some(256), threads: Some(2), ..EngineOptions::default() }
 }
 

@@ -211,3 +211,43 @@ fn the_device_picks_from_its_logits_what_the_host_would() {
         }
     }
 }
+
+#[test]
+fn engines_share_a_device_and_a_process() {
+    let load = |checkpoint: Checkpoint| Engine::load(checkpoint, &options(Target::Cuda(0))).unwrap();
+    let bf16 = || Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap();
+    let samples: Vec<_> = samples().into_iter().take(3).collect();
+    let texts = |engines: &mut [Engine; 2]| -> Vec<Vec<String>> {
+        let mut ids = Vec::new();
+        for sample in &samples {
+            for (i, engine) in engines.iter_mut().enumerate() {
+                let prepared = engine.frontend().prepare(&sample.request).unwrap();
+                ids.push((i, engine.submit(prepared).unwrap()));
+            }
+        }
+        // A step of each in turn.
+        let mut events = [Vec::new(), Vec::new()];
+        while engines.iter().any(|e| !e.is_idle()) {
+            for (engine, events) in engines.iter_mut().zip(&mut events) {
+                engine.step(events).unwrap();
+            }
+        }
+        let text = |e: &Event| match e {
+            Event::Done(_, _, answer) => Some(answer.text.clone()),
+            _ => None,
+        };
+        events.map(|e| e.iter().filter_map(text).collect()).into()
+    };
+    let together = texts(&mut [load(Checkpoint::tiny().unwrap()), load(bf16())]);
+    let mut first = load(Checkpoint::tiny().unwrap());
+    let mut second = std::thread::spawn(move || load(bf16())).join().unwrap();
+    for (engine, texts) in [&mut first, &mut second].into_iter().zip(&together) {
+        let mut alone: Vec<String> =
+            samples.iter().map(|s| engine.answer(&s.request).unwrap().text).collect();
+        let mut texts = texts.clone();
+        // They end in the order of their lengths.
+        alone.sort();
+        texts.sort();
+        assert_eq!(alone, texts);
+    }
+}

@@ -10,7 +10,7 @@ use common::samples::Sample;
 use common::{crc32, path, tolerance};
 use qwenvl::graph::{Device, ModelConfig};
 use qwenvl::prompt::{Content, ImageInput, Part};
-use qwenvl::{Checkpoint, EngineOptions, Frontend};
+use qwenvl::{Checkpoint, EngineOptions, Frontend, Target};
 use safetensors::{Dtype, SafeTensors};
 
 const GOLDEN: &str = "tests/data/tiny_logits.safetensors";
@@ -109,10 +109,9 @@ struct Model {
     frontend: Frontend,
 }
 
-/// `QWENVL_TEST_DEVICE=cuda` runs on the first GPU, or on the simulated one of `cudasim env`, what holds there
-/// too: bits are the same in any company. Bounds here are those of f32.
+/// On CUDA bits are the same in any company too; bounds here are those of f32.
 fn is_cuda() -> bool {
-    std::env::var("QWENVL_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+    common::target() != Target::Cpu
 }
 
 fn models() -> [Model; 2] {

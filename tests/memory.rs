@@ -71,6 +71,7 @@ fn decoding_takes_no_memory_but_for_the_text_of_each_token() {
         (Checkpoint::tiny().unwrap(), vec![&story, &drawn, &story]),
     ] {
         let options = EngineOptions {
+            target: common::target(),
             context_tokens: Some(256),
             threads: Some(2),
             max_seqs: requests.len(),

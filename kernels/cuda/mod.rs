@@ -284,7 +284,7 @@ impl Kernels {
         let function = self.function(name);
         let mut arguments = [(parameters as *const P).cast_mut().cast::<c_void>()];
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        driver(format!("launching {name}"), unsafe {
+        let launched = unsafe {
             result::launch_kernel(
                 function.handle,
                 grid,
@@ -293,7 +293,8 @@ impl Kernels {
                 stream.cu_stream(),
                 &mut arguments,
             )
-        })
+        };
+        launched.map_err(|source| Error::Driver { what: format!("launching {name}"), source })
     }
 }
 

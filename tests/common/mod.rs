@@ -10,6 +10,7 @@ pub mod tolerance;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use qwenvl::Target;
 use qwenvl::graph::{Grid, ModelConfig};
 use qwenvl::prompt::{ChatTemplate, Tokenizer, find_template};
 use safetensors::SafeTensors;
@@ -19,6 +20,16 @@ use tempfile::TempDir;
 /// A file under the repository's root.
 pub fn path(relative: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+/// What tests that run on several devices run on: with `QWENVL_TEST_DEVICE=cuda` the first GPU, or the simulated one
+/// of `cudasim env`.
+pub fn target() -> Target {
+    match std::env::var("QWENVL_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Target::Cpu,
+        Ok("cuda") => Target::Cuda(0),
+        Ok(other) => panic!("QWENVL_TEST_DEVICE is {other}, expected cpu or cuda"),
+    }
 }
 
 /// The text of a file under the repository's root.
