@@ -533,7 +533,8 @@ template <class C> struct Linear {
                 const float4 *from = place(min(run + r, last));
 #pragma unroll
                 for (int i = 0; i < VECTORS; i++) {
-                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : mine); // without a branch
+                    // Without a branch: lanes of no row take what those of the first two rows have.
+                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : from + i / NT * NT * THREADS - t * 8);
                 }
             }
 #pragma unroll
