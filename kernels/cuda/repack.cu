@@ -40,7 +40,7 @@ __device__ __forceinline__ u32 nibble_shift_awq(u32 n) { return 4 * (n % 8 / 2 +
 
 template <u32 KIND> __device__ __forceinline__ u32 code(const QwenvlRepack &p, u32 n, u32 k) {
     const QwenvlSource *source = find(p, n);
-    if (source == nullptr || k >= p.k) {
+    if (source == nullptr) {
         return KIND == QWENVL_GPTQ8 ? 128 : 0;
     }
     const u32 *words = static_cast<const u32 *>(source->codes);

@@ -53,9 +53,7 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
 
 __device__ __forceinline__ void answer(const QwenvlSample &p, u32 row, u32 token) {
     p.tokens[row] = token;
-    if (token < p.history_words * 32) {
-        p.history[row * p.history_words + token / 32] |= 1u << token % 32;
-    }
+    p.history[row * p.history_words + token / 32] |= 1u << token % 32;
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_constant__ QwenvlSample p) {

@@ -99,6 +99,12 @@ impl<T: Pod> Buffer<T> {
         buffer
     }
 
+    /// Memory that a kernel must write before it reads it: poisoned, or not written at all where a simulated GPU sees to
+    /// that.
+    pub fn scratch(len: usize) -> Buffer<T> {
+        if gpu().is_simulated() { Buffer::new(len) } else { Buffer::poisoned(len) }
+    }
+
     pub fn zeroed(len: usize) -> Buffer<T> {
         let buffer = Buffer::new(len);
         buffer.fill(0);

@@ -32,7 +32,7 @@ impl Launch<'_> {
         let Packed { n, k, .. } = *self.packed;
         assert_eq!(x.len(), m * k);
         let x = Buffer::of(x);
-        let partials = Buffer::<u8>::poisoned(linear::workspace_bytes(m.min(64), self.n_runs));
+        let partials = Buffer::<u8>::scratch(linear::workspace_bytes(m.min(64), self.n_runs));
         let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
         let l = Linear {
             kind: self.packed.kind,
@@ -231,7 +231,7 @@ fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
                 };
                 // SAFETY: buffers are as long as the shapes say and live until the stream is done.
                 unsafe { gpu().kernels.norm(&stream(), &norm) }.unwrap();
-                let partials = Buffer::<u8>::poisoned(linear::workspace_bytes(most, n_runs));
+                let partials = Buffer::<u8>::scratch(linear::workspace_bytes(most, n_runs));
                 let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
                 for m in 1..=most {
                     let l = |x, out| Linear {

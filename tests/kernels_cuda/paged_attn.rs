@@ -111,7 +111,7 @@ fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, chunk: u
     rows.extend(vec![POISON; width]);
     let (q, out) = (Buffer::of(&rows), Buffer::<u16>::poisoned(n * width));
     let (data, table) = (Buffer::of(&pool.data), Buffer::of(&pool.table));
-    let (partials, arrivals) = (Buffer::<f32>::poisoned(floats), Buffer::<u32>::zeroed(counters));
+    let (partials, arrivals) = (Buffer::<f32>::scratch(floats), Buffer::<u32>::zeroed(counters));
     let sequences = words(&sequences);
     let call = PagedAttention {
         half,

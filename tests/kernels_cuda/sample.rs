@@ -31,11 +31,11 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
             [&row.seed[..], &row.position, &floats, &[row.top_k]].concat()
         })
         .collect();
-    let (logits_at, scores) = (Buffer::of(&logits.concat()), Buffer::<f32>::poisoned(rows * vocab));
+    let (logits_at, scores) = (Buffer::of(&logits.concat()), Buffer::<f32>::scratch(rows * vocab));
     let (history_at, params_at) = (Buffer::of(&history), Buffer::of(&row_params));
     let (tokens, best, arrivals) = (
         Buffer::filled(77u32, rows),
-        Buffer::filled(u64::MAX, best_len(rows, vocab)),
+        Buffer::<u64>::scratch(best_len(rows, vocab)),
         Buffer::<u32>::zeroed(rows),
     );
     let call = Sample {
@@ -89,6 +89,9 @@ fn the_device_picks_the_tokens_of_the_host() {
             logits.push(
                 row.iter().map(|x| half::bf16::from_f32(x * spread + 1.0).to_f32()).collect::<Vec<f32>>(),
             );
+            if i % 2 == 1 {
+                logits[i].iter_mut().for_each(|x| *x -= 100.0); // all below zero
+            }
             seen.push((0..vocab / 7).map(|_| rng.below(vocab as usize) as u32).collect::<Vec<u32>>());
             let sampling = SamplingParams {
                 do_sample: temperature > 0.0,
