@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::builder::{Graph, WeightId, WeightKind};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Quantization};
 use crate::dtype::DType;
 use crate::op::Op;
 use crate::plan::PlanOptions;
@@ -87,6 +87,8 @@ pub struct Workspace {
     pub best: Range<u64>,
     /// Tokens picked, u32.
     pub tokens: Range<u64>,
+    /// Inputs of a layer in the order of its groups, 16-bit; none unless a checkpoint may have others.
+    pub sorted: Range<u64>,
     /// All of it.
     pub total_bytes: u64,
 }
@@ -142,6 +144,12 @@ impl Workspace {
             _ => None,
         });
         let strips = strips.max().unwrap_or(0);
+        let sorts = sorts_inputs(config.quantization);
+        let largest_k = graphs[1].nodes.iter().filter_map(|node| match &node.op {
+            Op::Linear { k, .. } => Some(*k),
+            _ => None,
+        });
+        let largest_k = largest_k.max().unwrap_or(0);
         Workspace {
             mrope: take(options.context_tokens * t.head_dim() / 2 * 8),
             vision_rope: take(max_side_patches(options.max_patches) * v.head_dim() / 4 * 8),
@@ -158,9 +166,15 @@ impl Workspace {
             scores: take(options.max_seqs * t.vocab_size * 4),
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
             tokens: take(options.max_seqs * 4),
+            sorted: take(if sorts { chunk.max(options.max_seqs) * largest_k * 2 } else { 0 }),
             total_bytes: at,
         }
     }
+}
+
+/// Whether layers may take their inputs in another order: that of their groups.
+pub fn sorts_inputs(quantization: Quantization) -> bool {
+    matches!(quantization, Quantization::Gptq { desc_act: true, .. })
 }
 
 /// Whether the head's records serve as the embedding table: where both are one matrix, and the file has it in
@@ -172,19 +186,29 @@ pub fn shares_table(graph: &Graph, table: WeightId, activation: DType) -> bool {
     format == WeightFormat::Dense(activation) && graph.nodes.iter().any(|node| is_same(&node.op))
 }
 
-/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, and the embedding table
-/// by rows unless [`shares_table`] holds.
-pub fn weights_bytes(graphs: [&Graph; 2], activation: DType) -> u64 {
-    graphs.iter().map(|graph| graph_bytes(graph, activation)).sum()
+/// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, the embedding table by rows
+/// unless [`shares_table`] holds, where [`sorts_inputs`] the order of inputs, and room for biases that files of GPTQ
+/// may have beside the model's.
+pub fn weights_bytes(graphs: [&Graph; 2], activation: DType, quantization: Quantization) -> u64 {
+    graphs.iter().map(|graph| graph_bytes(graph, activation, quantization)).sum()
 }
 
-fn graph_bytes(graph: &Graph, activation: DType) -> u64 {
+fn graph_bytes(graph: &Graph, activation: DType, quantization: Quantization) -> u64 {
     let weight = |id: WeightId| graph.weight(id).kind;
     let matrices = graph.nodes.iter().map(|node| match &node.op {
         Op::Linear { parts, k, .. } => {
-            let n = parts.iter().map(|p| p.n).sum();
+            let n: usize = parts.iter().map(|p| p.n).sum();
             match weight(parts[0].weight) {
-                WeightKind::Matrix { format, .. } => matrix_bytes(n, *k, format),
+                WeightKind::Matrix { format: format @ WeightFormat::Dense(_), .. } => {
+                    matrix_bytes(n, *k, format)
+                }
+                WeightKind::Matrix { format, .. } => {
+                    let words = |n: usize| (4 * n as u64).next_multiple_of(16);
+                    let order = if sorts_inputs(quantization) { words(*k) } else { 0 };
+                    // Files of GPTQ may have biases that the model does not.
+                    let is_gptq = matches!(quantization, Quantization::Gptq { .. });
+                    matrix_bytes(n, *k, format) + order + if is_gptq { words(n) } else { 0 }
+                }
                 WeightKind::Vector { .. } => 0,
             }
         }

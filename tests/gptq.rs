@@ -10,7 +10,7 @@ use common::{floats, ints, tiny_gptq};
 use qwenvl::checkpoint::{Checkpoint, GptqLinear};
 use qwenvl::graph::weights::decoder_linears;
 use qwenvl::prompt::messages_from_json;
-use qwenvl::{Engine, EngineOptions, Request, Result};
+use qwenvl::{Engine, EngineOptions, Request, Result, Target};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -61,7 +61,9 @@ fn check(dir: &Path) -> Result<()> {
 
 /// Tokens for a text question.
 fn answer(dir: &Path) -> Vec<u32> {
-    let options = EngineOptions { context_tokens: Some(128), threads: Some(2), ..EngineOptions::default() };
+    let target = common::target();
+    let options =
+        EngineOptions { target, context_tokens: Some(128), threads: Some(2), ..EngineOptions::default() };
     let mut engine = Engine::load(Checkpoint::open(dir).unwrap(), &options).unwrap();
     let mut request = Request::new(
         messages_from_json(&json!([{"role": "user", "content": "Describe the shapes."}]), "messages")
@@ -155,6 +157,54 @@ fn inputs_in_activation_order_give_the_tokens_of_the_same_layer_in_order() {
         check(dir.path()).unwrap();
         // Sums within a group are exact, so not even the order of the inputs can be seen.
         assert_eq!(answer(dir.path()), expected);
+    }
+}
+
+/// On CUDA inputs are put in the order of their groups before each layer.
+#[test]
+#[cfg(feature = "cuda")]
+fn sorted_inputs_of_every_layer_give_on_cuda_what_the_cpu_gives() {
+    use qwenvl::exec::compare::compare;
+
+    if common::target() == Target::Cpu {
+        return;
+    }
+    for bits in [4, 8] {
+        let dir = tiny_gptq(bits);
+        edit_config(dir.path(), |config| config["quantization_config"]["desc_act"] = json!(true));
+        edit(dir.path(), |tensors| {
+            for (_, (.., data)) in tensors.iter_mut().filter(|(name, _)| name.ends_with(".g_idx")) {
+                let k = data.len() / 4;
+                *data = bytes(&(0..k).map(|i| ((i * 77 + 5) % k / 128) as u32).collect::<Vec<_>>());
+            }
+        });
+        let load = |target| {
+            let options = EngineOptions {
+                target,
+                context_tokens: Some(128),
+                threads: Some(2),
+                ..EngineOptions::default()
+            };
+            Engine::load(Checkpoint::open(dir.path()).unwrap(), &options).unwrap()
+        };
+        let messages = json!([{"role": "user", "content": "Describe the shapes."}]);
+        let mut request = Request::new(messages_from_json(&messages, "messages").unwrap());
+        request.max_tokens = Some(3);
+        let (mut cpu, mut device) = (load(Target::Cpu), load(common::target()));
+        let run = &mut |engine: &mut Engine| engine.answer(&request).map(|_| ());
+        for difference in compare(&mut cpu, &mut device, run).unwrap() {
+            assert!(difference.worst <= 1.0, "{bits} bits: {difference:?}");
+        }
+        // Layers that share their input must share its order.
+        edit(dir.path(), |tensors| {
+            let data = &mut tensors.get_mut("model.layers.2.self_attn.k_proj.g_idx").unwrap().2;
+            data.reverse();
+            let words: Vec<u32> = words(data).iter().map(|w| w.swap_bytes()).collect();
+            *data = bytes(&words);
+        });
+        let options = EngineOptions { target: common::target(), ..EngineOptions::default() };
+        let refusal = Engine::load(Checkpoint::open(dir.path()).unwrap(), &options).map(|_| ());
+        refused(refusal, &["model.layers.2.self_attn.k_proj on CUDA", "--device cpu"]);
     }
 }
 
@@ -260,6 +310,9 @@ fn every_group_size_loads_and_runs() {
     use random_checkpoint::{Format, Options, Size, config_json};
     for format in [Format::GptqInt4, Format::GptqInt8] {
         for group in [-1, 32, 64, 256, 1024, 96] {
+            if common::target() != Target::Cpu {
+                return; // tests/exec_cuda.rs says which run there
+            }
             let mut config = config_json(Size::Tiny, format);
             config["num_hidden_layers"] = json!(1);
             config["vision_config"]["depth"] = json!(1);

@@ -159,7 +159,7 @@ fn a_run_holds_the_memory_that_its_plan_states() {
 /// What `qwenvl run --json` prints.
 fn run(args: &[&Path]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_qwenvl"))
-        .args(["run", "--json", "--temperature=0", "--threads=2"])
+        .args(["run", "--json", "--device=cpu", "--temperature=0", "--threads=2"])
         .args(args)
         .output()
         .unwrap();

@@ -85,6 +85,7 @@ struct QwenvlRepack {
     unsigned int half;
     unsigned int kind;         // of the sources
     unsigned int zero_offset;  // added to stored zero points: 0 for AWQ, 1 for GPTQ
+    const unsigned int *inputs;  // GPTQ: [k], the input that comes at each place; null for all in order
 };
 
 // A query tile of one head (or of the query heads of one key head) of one sequence.

@@ -39,6 +39,11 @@ pub enum PointwiseOp {
         /// `[rows]` u32.
         slots: Address,
     },
+    /// `out[:, i] = x[:, index[i]]`.
+    Columns {
+        /// `[cols]` u32.
+        index: Address,
+    },
     /// `out[i] = x[index[i]]`, both f32.
     Gather {
         /// `[rows]` u32.
@@ -102,6 +107,10 @@ impl Kernels {
             PointwiseOp::Add { residual } => {
                 // SAFETY: see above.
                 unsafe { self.launch(stream, &format!("add_{half}"), (blocks(4), 1, 1), 256, &p(residual)) }
+            }
+            PointwiseOp::Columns { index } => {
+                // SAFETY: see above.
+                unsafe { self.launch(stream, "select_columns", (rows, 1, 1), 256, &p(index)) }
             }
             PointwiseOp::Gather { index } => {
                 // SAFETY: see above.

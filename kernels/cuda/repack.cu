@@ -1,7 +1,8 @@
 // repack: weights as the checkpoint holds them into the records of linear.cuh
 // math    moves bits; 16- and 32-bit weights are rounded to T
 // layout  in: AWQ codes [k, n/8], output 8c + j in nibble R[j], R = 0 4 1 5 2 6 3 7; GPTQ codes [k/8, n] (4-bit) or
-//         [k/4, n] (8-bit), input low bits first, zeros [k/128, n/8], output low bits first; 16- and 32-bit [n, k].
+//         [k/4, n] (8-bit), input low bits first, in any order of inputs, zeros [k/128, n/8], output low bits first;
+//         16- and 32-bit [n, k].
 //         Up to three matrices stacked along n. out: see linear.cuh
 // launch  grid = (k/128, n/128), a record per block of 256 threads
 // needs   n of every part % 8 == 0 for 4 and 8 bits; `half` % 8 == 0; groups of 128 inputs
@@ -44,6 +45,7 @@ template <u32 KIND> __device__ __forceinline__ u32 code(const QwenvlRepack &p, u
         return KIND == QWENVL_GPTQ8 ? 128 : 0;
     }
     const u32 *words = static_cast<const u32 *>(source->codes);
+    k = KIND != QWENVL_AWQ4 && p.inputs ? p.inputs[k] : k;
     if (KIND == QWENVL_AWQ4) {
         return words[static_cast<u64>(k) * (source->n / 8) + n / 8] >> nibble_shift_awq(n) & 15;
     }

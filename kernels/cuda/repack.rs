@@ -49,7 +49,8 @@ pub struct Source {
 }
 
 impl Kernels {
-    /// Writes the records of `sources`, stacked, to `out`: [`WeightKind::matrix_bytes`].
+    /// Writes the records of `sources`, stacked, to `out`: [`WeightKind::matrix_bytes`]. With `inputs`, `[k]` u32, of
+    /// GPTQ's formats, place i along k is that of input `inputs[i]`; groups are of places.
     ///
     /// # Errors
     /// [`super::Error::Shape`] for sizes that the kernel does not take, [`super::Error::Driver`] from the driver.
@@ -65,6 +66,7 @@ impl Kernels {
         sources: &[Source],
         k: usize,
         order: RowOrder,
+        inputs: Option<Address>,
         out: Address,
     ) -> Result<()> {
         let kernel = "repack";
@@ -101,6 +103,7 @@ impl Kernels {
             half: rows,
             kind,
             zero_offset,
+            inputs: inputs.map_or(std::ptr::null(), |i| i as *const u32),
             ..Default::default()
         };
         for (to, from) in p.sources.iter_mut().zip(sources) {

@@ -94,7 +94,7 @@ pub fn pack(half: Half, parts: &[Stored], order: RowOrder) -> Packed {
         })
         .collect();
     // SAFETY: buffers are as long as the shapes say and live until the stream is done.
-    unsafe { gpu().kernels.repack(&stream(), format, half, &sources, k, order, records.at) }.unwrap();
+    unsafe { gpu().kernels.repack(&stream(), format, half, &sources, k, order, None, records.at) }.unwrap();
     stream().synchronize().unwrap();
     let weights = parts.iter().flat_map(|p| p.weights.iter().copied()).collect();
     Packed { records, kind, order, n, k, weights }

@@ -25,6 +25,8 @@ pub(super) struct Matrix {
     pub(super) n: usize,
     pub(super) kind: WeightKind,
     pub(super) order: RowOrder,
+    /// `[k]` u32: which input comes at each place, if not in order.
+    pub(super) inputs: Option<u64>,
 }
 
 /// The weights of one graph.
@@ -123,7 +125,8 @@ impl Binder<'_> {
             _ => RowOrder::Plain,
         };
         let records = self.take(cuda::matrix_bytes(n, k, format));
-        self.repack(graph, parts, k, format, order, records)?;
+        let inputs = self.input_order(graph, parts, k, format)?;
+        self.repack(graph, parts, k, format, (order, inputs), records)?;
         let mut stacked = Vec::with_capacity(parts.len());
         for part in parts {
             stacked.push(match part.bias {
@@ -146,7 +149,7 @@ impl Binder<'_> {
             WeightFormat::Int4 { .. } => WeightKind::Int4,
             WeightFormat::Int8 { .. } => WeightKind::Int8,
         };
-        Ok(Matrix { records, bias, n, kind, order })
+        Ok(Matrix { records, bias, n, kind, order, inputs })
     }
 
     /// Sends the parts as the checkpoint holds them and has the device reorder them. A single dense matrix
@@ -157,7 +160,7 @@ impl Binder<'_> {
         parts: &[LinearPart],
         k: usize,
         format: WeightFormat,
-        order: RowOrder,
+        (order, inputs): (RowOrder, Option<u64>),
         records: u64,
     ) -> Result<()> {
         let name = graph.weight(parts[0].weight).name.clone();
@@ -209,12 +212,58 @@ impl Binder<'_> {
             let stored = stored.expect("a layer has parts");
             let out = records + cuda::matrix_bytes(first, k, format);
             // SAFETY: sources and records are within their blocks; the sources live until the wait below.
-            unsafe { self.kernels.repack(&self.gpu.stream, stored, self.half, &sources, k, order, out) }
-                .map_err(|error| super::kernel_error(&step, error))?;
+            unsafe {
+                self.kernels.repack(&self.gpu.stream, stored, self.half, &sources, k, order, inputs, out)
+            }
+            .map_err(|error| super::kernel_error(&step, error))?;
             self.gpu.wait(&step)?;
         }
         (self.advance)(parts.iter().map(|p| graph.weight(p.weight).bytes()).sum());
         Ok(())
+    }
+
+    /// The order of inputs that puts groups side by side, on the device, unless that is their own. Layers that are
+    /// stacked have the same inputs and must have the same groups.
+    fn input_order(
+        &mut self,
+        graph: &Graph,
+        parts: &[LinearPart],
+        k: usize,
+        format: WeightFormat,
+    ) -> Result<Option<u64>> {
+        if matches!(format, WeightFormat::Dense(_))
+            || !cuda::sorts_inputs(self.checkpoint.config.quantization)
+        {
+            return Ok(None);
+        }
+        let group = self.stored_group(k);
+        let mut order: Option<Vec<u32>> = None;
+        for part in parts {
+            let name = &graph.weight(part.weight).name;
+            let linear = Linear { name: name.clone(), n: part.n, k, bias: false, format };
+            let groups = self.checkpoint.gptq_linear(&linear)?.g_idx;
+            let mut own: Vec<u32> = (0..k as u32).collect();
+            own.sort_by_key(|input| groups[*input as usize]);
+            let is_even = own.iter().enumerate().all(|(at, i)| groups[*i as usize] as usize == at / group);
+            if !is_even || order.as_ref().is_some_and(|first| *first != own) {
+                let what =
+                    if is_even { "other groups than the layers beside it" } else { "groups of unequal size" };
+                return Err(Error::Unsupported {
+                    what: format!("{what} of {name} on CUDA"),
+                    help: "quantise with desc_act false, or use --device cpu".into(),
+                });
+            }
+            order = Some(own);
+        }
+        let order = order.expect("a layer has parts");
+        if order.is_sorted() {
+            return Ok(None);
+        }
+        let address = self.take(4 * k as u64);
+        let name = &graph.weight(parts[0].weight).name;
+        let step = format!("sending {name}.g_idx");
+        self.staging.upload(self.gpu, &step, address, bytemuck::cast_slice(&order))?;
+        Ok(Some(address))
     }
 
     /// Inputs that share a scale in the files of a layer with `k`.
@@ -229,6 +278,15 @@ impl Binder<'_> {
     /// How a quantised matrix is stored, once its tensors have the shapes that the repacker relies on.
     fn quantised(&self, module: &str, n: usize, k: usize, format: WeightFormat) -> Result<Format> {
         let group = self.stored_group(k);
+        if !k.is_multiple_of(cuda::RECORD) {
+            return Err(Error::Unsupported {
+                what: format!("{k} inputs of {module} on CUDA"),
+                help: format!(
+                    "the CUDA kernels take quantised layers by {} inputs; use --device cpu",
+                    cuda::RECORD
+                ),
+            });
+        }
         if !group.is_multiple_of(cuda::RECORD) {
             return Err(Error::Unsupported {
                 what: format!("group_size {group} of {module} on CUDA"),
@@ -245,15 +303,6 @@ impl Binder<'_> {
             return Ok(Format::Awq4);
         };
         let stored = self.checkpoint.gptq_linear(&linear)?;
-        let in_order = stored.g_idx.iter().enumerate().all(|(k, g)| *g as usize == k / group);
-        if !in_order {
-            return Err(Error::Unsupported {
-                what: format!("desc_act of {module} on CUDA"),
-                help: "the CUDA kernels take inputs in the order of their groups: quantise with desc_act false, or \
-                       use --device cpu"
-                    .into(),
-            });
-        }
         if bits == 4 {
             return Ok(Format::Gptq4 { zero_offset: u32::from(!v2) });
         }

@@ -170,7 +170,8 @@ impl CudaExecutor {
         let graphs = [&plan.vision.graph, &plan.prefill.graph];
         let layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
 
-        let weights = gpu.block("weights", cuda::weights_bytes(graphs, plan.activation))?;
+        let weights =
+            gpu.block("weights", cuda::weights_bytes(graphs, plan.activation, plan.config.quantization))?;
         let (total, mut done) = (plan.memory.weights_bytes, 0);
         let mut advance = |bytes: u64| {
             done += bytes;

@@ -217,7 +217,7 @@ fn quantised(
     // SAFETY: the blocks are as large as the shapes say and live until the results are read.
     unsafe {
         kernels
-            .repack(&gpu.stream, format, half, &[source], k, RowOrder::Plain, records.address())
+            .repack(&gpu.stream, format, half, &[source], k, RowOrder::Plain, None, records.address())
             .and_then(|()| kernels.linear(&gpu.stream, &layer))
     }
     .map_err(|e| kernel_error(step, e))?;

@@ -160,12 +160,23 @@ impl Steps<'_> {
                         _ if is_head => Regime::SmallM,
                         _ => Regime::Prefill,
                     };
+                    let x = match w.inputs {
+                        Some(index) => {
+                            let out = self.addresses.of(|w| &w.sorted);
+                            let op = PointwiseOp::Columns { index };
+                            let sorted = Pointwise { op, half, x: input(0), out, rows: out_rows, cols: *k };
+                            let launched = kernels.pointwise(stream, &sorted);
+                            launched.map_err(|e| super::kernel_error(&self.describe(program, at), e))?;
+                            out
+                        }
+                        None => input(0),
+                    };
                     let most = if regime == Regime::SmallM { cuda::SMALL_ROWS } else { out_rows };
                     let linear = |first: usize, m: usize| Linear {
                         kind: w.kind,
                         half,
                         regime,
-                        x: input(0) + (first * k * 2) as u64,
+                        x: x + (first * k * 2) as u64,
                         ldx: *k,
                         w: w.records,
                         order: w.order,
@@ -307,6 +318,7 @@ impl Steps<'_> {
             return false;
         };
         round.call.phase == Some(Phase::Decode)
+            && weights.matrix(parts).inputs.is_none()
             && round.call.rows <= self.kernels.norm_rows(weights.matrix(parts).kind, self.half)
             && *k <= MAX_RMS_COLS
             && cuda::is_prologue(&round.program.graph, at)
