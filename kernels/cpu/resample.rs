@@ -64,7 +64,12 @@ impl Weights4 {
 /// # Panics
 /// If `rows` is not one or more whole rows, or there are fours of weights without any row.
 pub fn row(isa: Isa, rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
-    assert!(!rows.is_empty() && rows.len() % out.len() == 0, "{} values for {}", rows.len(), out.len());
+    assert!(
+        !rows.is_empty() && rows.len().is_multiple_of(out.len()),
+        "{} values for {}",
+        rows.len(),
+        out.len()
+    );
     assert!(weights.len() <= (rows.len() / out.len()).div_ceil(4), "{} fours of weights", weights.len());
     // SAFETY: the assertions above.
     unsafe { run_row(isa, rows, weights, out) }
@@ -78,7 +83,11 @@ pub fn row(isa: Isa, rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
 /// If a slice does not hold these rows, or weights reach further than four columns beyond the last.
 pub fn columns(isa: Isa, strip: &[u8], firsts: &[usize], fours: usize, weights: &[Weights4], out: &mut [u8]) {
     let stride = strip.len() / STRIP_ROWS;
-    assert!(strip.len() % STRIP_ROWS == 0 && stride > STRIP_PADDING, "{} bytes of a strip", strip.len());
+    assert!(
+        strip.len().is_multiple_of(STRIP_ROWS) && stride > STRIP_PADDING,
+        "{} bytes of a strip",
+        strip.len()
+    );
     assert_eq!(out.len(), STRIP_ROWS * (firsts.len() * 3 + STRIP_PADDING), "bytes of a strip");
     assert_eq!(weights.len(), firsts.len() * fours, "fours of weights");
     // The last load of a row ends four bytes beyond its four pixels.
