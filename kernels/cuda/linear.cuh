@@ -283,7 +283,7 @@ template <class C> struct Linear {
     // Adds one stage, `block` blocks of 32 inputs into its strip, to `sums`.
     __device__ __forceinline__ void multiply(u32 slot, u32 block, Accumulators &sums) const {
         const u8 *stage = smem + slot * C::STAGE_BYTES;
-        const u8 *x = stage + C::WEIGHT_BYTES + C::TAIL_BYTES + warp_m * NT * 8 * C::KB * 64;
+        u32 x = smem_at + slot * C::STAGE_BYTES + C::WEIGHT_BYTES + C::TAIL_BYTES + warp_m * NT * 8 * C::KB * 64;
         float group[PAIRS][2][NT][4];
         typename W::template Zero<T> zero[PAIRS];
         const u8 *tail = stage + C::WEIGHT_BYTES;
@@ -313,7 +313,7 @@ template <class C> struct Linear {
                 u32 row = i * 8 + g;
                 uint4 v = make_uint4(0, 0, 0, 0);
                 if (C::NORM == 0) {
-                    v = *reinterpret_cast<const uint4 *>(x + row * C::KB * 64 + swizzle(row, b * 4 + t) * 16);
+                    v = ptx::load16(x + row * C::KB * 64 + swizzle(row, b * 4 + t) * 16);
                 } else if (g < p.m) {
                     v = *reinterpret_cast<const uint4 *>(smem + C::ROWS_AT + g * C::ROW_BYTES +
                                                          ((block + b) * 4 + t ^ (g & 1) << 2) * 16);
