@@ -34,6 +34,7 @@ pub struct Case {
 pub struct Shapes<'a> {
     pub kernels: &'a Kernels,
     pub wanted: &'a dyn Fn(&Case) -> bool,
+    #[allow(clippy::type_complexity)]
     pub run: &'a mut dyn FnMut(&Case, &dyn Fn(&CudaStream)),
 }
 
