@@ -32,7 +32,7 @@ fn norms_round_where_the_reference_does() {
                     kind: if layer { NormKind::Layer(bias_at.at) } else { NormKind::Rms },
                     half,
                     x: x_at.at,
-                    row_index: by_index.then(|| order_at.at),
+                    row_index: by_index.then_some(order_at.at),
                     weight: weight_at.at,
                     out: out.at,
                     rows,

@@ -60,6 +60,7 @@ fn run_prefill(
     parts
 }
 
+#[allow(clippy::too_many_arguments)]
 fn check_prefill(
     what: &str,
     half: Half,
