@@ -51,6 +51,7 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
     return x;
 }
 
+// `token` is one of the vocabulary.
 __device__ __forceinline__ void answer(const QwenvlSample &p, u32 row, u32 token) {
     p.tokens[row] = token;
     p.history[row * p.history_words + token / 32] |= 1u << token % 32;
@@ -109,8 +110,10 @@ extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_consta
     if (threadIdx.x == 0) {
         u32 key = static_cast<u32>(best >> 32);
         bool usable = key > MINUS_INFINITY && key < PLUS_INFINITY;
-        if (!usable || !sampled) {
-            answer(p, row, usable ? 0xffffffffu - static_cast<u32>(best) : QWENVL_NO_TOKEN);
+        if (!usable) {
+            p.tokens[row] = QWENVL_NO_TOKEN;
+        } else if (!sampled) {
+            answer(p, row, 0xffffffffu - static_cast<u32>(best));
         }
         parts[slices] = usable && sampled ? best : 0;
     }

@@ -30,12 +30,14 @@ pub struct Case {
     pub large: bool,
 }
 
+/// Takes a case and its launch.
+pub type Run<'a> = &'a mut dyn FnMut(&Case, &dyn Fn(&CudaStream));
+
 /// Runs a case that is wanted: allocates, calls `run` with its launch.
 pub struct Shapes<'a> {
     pub kernels: &'a Kernels,
     pub wanted: &'a dyn Fn(&Case) -> bool,
-    #[allow(clippy::type_complexity)]
-    pub run: &'a mut dyn FnMut(&Case, &dyn Fn(&CudaStream)),
+    pub run: Run<'a>,
 }
 
 /// Device memory of any content, kept until the process ends: so that no case finds in L2 what another left there.
