@@ -282,6 +282,12 @@ impl Kernels {
         unsafe { self.launch_linear(stream, l, None) }
     }
 
+    /// Rows that [`Regime::SmallM`] takes: 64, or fewer where shared memory is small. More are several launches, with
+    /// the same bits.
+    pub fn small_rows(&self, kind: WeightKind, half: Half) -> usize {
+        self.function(&format!("{}_{}_m64", kind.kernel(), half.name())).config[1] as usize
+    }
+
     /// Rows that [`Kernels::linear_of_norm`] takes.
     pub fn norm_rows(&self, kind: WeightKind, half: Half) -> usize {
         self.function(&format!("{}_{}_norm", kind.kernel(), half.name())).config[1] as usize

@@ -105,6 +105,16 @@ const UNSEEN: &[(&str, &str, &str)] = &[
         "one tile more, which no row sees: it changes nothing",
     ),
     ("comparison holds", "while (high - low > 1) {", "a search among one slice finds it"),
+    (
+        "comparison fails",
+        "for (int step = 0; step < STEPS; step++) {",
+        "paged_attn: all lanes would write the maxima and sums that the first four write",
+    ),
+    (
+        "comparison holds",
+        "for (u32 i = 0; i < count; i += 32) {",
+        "unrolled for more parts than a context has",
+    ),
     ("comparison fails", "if (!is_last || threadIdx.x >= 32) {", "what other warps find goes nowhere"),
     ("comparison holds", "for (; at < WARPS - 1; at++) {", "the total exceeds the drawn number before"),
     ("comparison fails", "for (u32 start = first; start < end; start += 32) {", FIRST_PASS),

@@ -172,6 +172,29 @@ fn paged_attn_is_within_its_bound_for_every_length_and_group() {
 }
 
 #[test]
+fn paged_attn_takes_scores_of_ten_thousand() {
+    let mut rng = Rng(9);
+    let (lengths, group) = ([1000usize, 5000], 8);
+    for (half, chunk) in [(Half::BF16, 256), (Half::BF16, 128), (Half::F16, 256)] {
+        let pool = Pool::new(&mut rng, half, &lengths, 1);
+        let width = group * D;
+        // A score is about normal, times this.
+        let q: Vec<f32> = rng.normals(lengths.len() * width).iter().map(|x| x * 5000.0).collect();
+        let q = encode(half, &q);
+        let out = run_decode(half, &pool, &[0, 1], group, chunk, &q);
+        let (q, found) = (values(half, &q), values(half, &out));
+        for (m, &length) in lengths.iter().enumerate() {
+            for head in 0..group {
+                let at = m * width + head * D;
+                let expected = pool.expect(roundoff(half), m, 0, &q[at..at + D], length);
+                let what = format!("{half:?}, chunk {chunk}, {length} keys, head {head}");
+                assert_close(&what, &found[at..at + D], &expected);
+            }
+        }
+    }
+}
+
+#[test]
 fn paged_attn_gives_a_sequence_the_bits_it_has_alone_in_batches_of_two_to_eight() {
     let mut rng = Rng(5);
     let lengths = [300, 1, 65, 4500, 257, 64, 128, 700];

@@ -171,7 +171,8 @@ impl Steps<'_> {
                         }
                         None => input(0),
                     };
-                    let most = if regime == Regime::SmallM { cuda::SMALL_ROWS } else { out_rows };
+                    let most =
+                        if regime == Regime::SmallM { kernels.small_rows(w.kind, half) } else { out_rows };
                     let linear = |first: usize, m: usize| Linear {
                         kind: w.kind,
                         half,
