@@ -131,8 +131,9 @@ impl Module {
     /// # Errors
     ///
     /// When the text is not PTX, or a kernel (or a function that one calls) has an instruction that this simulator
-    /// does not execute.
+    /// does not execute. On an x86-64 machine without AVX2, FMA, F16C and BMI nothing can be executed.
     pub fn parse(text: &str) -> Result<Module, PtxError> {
+        crate::exec::lanes::supported().map_err(PtxError::Machine)?;
         let ast = parse(text)?;
         let files: Arc<Vec<String>> = Arc::new(ast.files.iter().map(|f| f.1.clone()).collect());
         let variables: Vec<&ast::Variable> =

@@ -173,7 +173,6 @@ impl Workers<'_, '_> {
             bases: [std::ptr::null_mut(); 2],
             pool: l.program.pool.as_ptr(),
             launch: l,
-            v3: super::lanes::level() == super::lanes::Level::V3,
             cta: Box::new(Cta::empty()),
             warp: 0,
             pc: 0,

@@ -29,6 +29,8 @@ struct Entry {
     pending: bool,
     /// Further readers are in the table.
     more: bool,
+    /// The write was atomic or volatile, and races with plain accesses only.
+    ordered: bool,
 }
 
 /// A thread that accesses shared memory.
@@ -233,10 +235,21 @@ impl SharedMemory {
         }
         let w = usize::from(e.write_warp);
         if w == by.warp {
-            self.warp_races && e.write_lane != by.lane && e.write_sync == by.sync && e.write_pc != by.pc
+            self.warp_races
+                && !e.ordered
+                && e.write_lane != by.lane
+                && e.write_sync == by.sync
+                && e.write_pc != by.pc
         } else {
             self.known[by.warp * self.warps + w] < e.write_clock
         }
+    }
+
+    /// Whether the granule is the destination of a copy that was issued before, and only a wait is missing. A copy
+    /// that another warp issues meanwhile is a race, which no wait would end.
+    #[inline]
+    fn not_waited_for(&self, e: &Entry, by: &Accessor) -> bool {
+        e.pending && (usize::from(e.write_warp) == by.warp || !self.unordered_write(e, by))
     }
 
     /// Records a read; the first conflict, if any.
@@ -245,7 +258,7 @@ impl SharedMemory {
         let mut conflict = None;
         for g in self.granules(at, bytes) {
             let e = self.entries[g];
-            if e.pending {
+            if self.not_waited_for(&e, by) {
                 conflict.get_or_insert(Conflict::Pending(e.write_pc));
             } else if self.unordered_write(&e, by) {
                 conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
@@ -301,37 +314,58 @@ impl SharedMemory {
             if let Some(c) = self.write_conflict(g, &e, by, same) {
                 conflict.get_or_insert(c);
             }
-            if e.more {
-                self.more_readers.remove(&(g as u32));
-            }
-            self.entries[g] = Entry {
-                write_clock: by.clock,
-                write_pc: by.pc,
-                write_sync: by.sync,
-                write_warp: by.warp as u8,
-                write_lane: by.lane,
-                ..Entry::default()
-            };
+            self.record_write(g, by, false);
         }
         conflict
     }
 
+    /// Records an atomic or volatile access: it races with plain accesses of other warps.
+    pub(crate) fn ordered(&mut self, at: u32, bytes: u32, by: &Accessor, writes: bool) -> Option<Conflict> {
+        let mut conflict = None;
+        for g in self.granules(at, bytes) {
+            let e = self.entries[g];
+            let plain = !e.ordered && usize::from(e.write_warp) != by.warp && self.unordered_write(&e, by);
+            if self.not_waited_for(&e, by) {
+                conflict.get_or_insert(Conflict::Pending(e.write_pc));
+            } else if plain && writes {
+                conflict.get_or_insert(Conflict::WriteAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+            } else if plain {
+                conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+            }
+            if !writes {
+                continue;
+            }
+            if let Some(c) = self.reader_elsewhere(g, &e, by) {
+                conflict.get_or_insert(c);
+            }
+            self.record_write(g, by, true);
+        }
+        conflict
+    }
+
+    fn record_write(&mut self, g: usize, by: &Accessor, ordered: bool) {
+        if self.entries[g].more {
+            self.more_readers.remove(&(g as u32));
+        }
+        self.entries[g] = Entry {
+            write_clock: by.clock,
+            write_pc: by.pc,
+            write_sync: by.sync,
+            write_warp: by.warp as u8,
+            write_lane: by.lane,
+            ordered,
+            ..Entry::default()
+        };
+    }
+
     fn write_conflict(&self, g: usize, e: &Entry, by: &Accessor, same: bool) -> Option<Conflict> {
-        if e.pending {
+        if self.not_waited_for(e, by) {
             return Some(Conflict::Pending(e.write_pc));
         }
         if !same && self.unordered_write(e, by) {
             return Some(Conflict::WriteAfterWrite(e.write_pc, e.write_warp, e.write_lane));
         }
         let me = 1u32 << by.warp;
-        let mut others = e.readers & !me;
-        while others != 0 {
-            let w = others.trailing_zeros() as usize;
-            others &= others - 1;
-            if self.known[by.warp * self.warps + w] < e.read_clock {
-                return Some(Conflict::WriteAfterRead(e.read_pc, w as u8));
-            }
-        }
         if self.warp_races
             && e.readers & me != 0
             && e.read_lane != by.lane
@@ -340,6 +374,20 @@ impl SharedMemory {
             && e.read_pc != by.pc
         {
             return Some(Conflict::WriteAfterRead(e.read_pc, by.warp as u8));
+        }
+        self.reader_elsewhere(g, e, by)
+    }
+
+    /// A reader in another warp that nothing orders before `by`.
+    fn reader_elsewhere(&self, g: usize, e: &Entry, by: &Accessor) -> Option<Conflict> {
+        let me = 1u32 << by.warp;
+        let mut others = e.readers & !me;
+        while others != 0 {
+            let w = others.trailing_zeros() as usize;
+            others &= others - 1;
+            if self.known[by.warp * self.warps + w] < e.read_clock {
+                return Some(Conflict::WriteAfterRead(e.read_pc, w as u8));
+            }
         }
         if e.more {
             for &(w, clock, pc) in self.more_readers.get(&(g as u32)).into_iter().flatten() {
@@ -370,11 +418,6 @@ impl SharedMemory {
             e.write_warp = by.warp as u8;
             e.write_lane = by.lane;
         }
-    }
-
-    /// Whether a `cp.async` to one of these bytes is pending: its instruction.
-    pub(crate) fn pending(&self, at: u32, bytes: u32) -> Option<u32> {
-        self.granules(at, bytes).map(|g| &self.entries[g]).find(|e| e.pending).map(|e| e.write_pc)
     }
 }
 
@@ -454,6 +497,31 @@ mod tests {
         s.land_copy(0, 16, &by(0, 0, 1, 0, 3));
         assert_eq!(s.read(8, 4, &by(0, 0, 1, 0, 4)), None);
         assert_eq!(s.read(8, 4, &by(1, 0, 1, 0, 5)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
+    }
+
+    #[test]
+    fn a_copy_that_another_warp_issues_without_a_barrier_is_a_race() {
+        let (mut s, _) = memory(2);
+        assert_eq!(s.issue_copy(0, 16, &by(0, 0, 1, 0, 1)), None);
+        assert_eq!(s.read(0, 4, &by(1, 0, 1, 0, 2)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
+        let (mut s, mut w) = memory(2);
+        assert_eq!(s.issue_copy(0, 16, &by(0, 0, 1, 0, 1)), None);
+        barrier(&mut s, &mut w, &[0, 1]);
+        assert_eq!(s.read(0, 4, &by(1, 0, 2, 1, 2)), Some(Conflict::Pending(1)));
+    }
+
+    #[test]
+    fn atomics_race_with_plain_accesses_only() {
+        let (mut s, mut w) = memory(2);
+        assert_eq!(s.ordered(0, 4, &by(0, 0, 1, 0, 1), true), None);
+        assert_eq!(s.ordered(0, 4, &by(1, 0, 1, 0, 2), true), None);
+        assert_eq!(s.read(0, 4, &by(0, 0, 1, 0, 3)), Some(Conflict::ReadAfterWrite(2, 1, 0)));
+        assert_eq!(s.ordered(0, 4, &by(1, 0, 1, 0, 4), true), Some(Conflict::WriteAfterRead(3, 0)));
+        barrier(&mut s, &mut w, &[0, 1]);
+        assert_eq!(s.read(0, 4, &by(0, 0, 2, 1, 5)), None);
+        assert_eq!(s.write(4, 4, &by(0, 0, 2, 1, 6), false), None);
+        assert_eq!(s.ordered(4, 4, &by(1, 0, 2, 1, 7), false), Some(Conflict::ReadAfterWrite(6, 0, 0)));
+        assert_eq!(s.ordered(4, 4, &by(1, 0, 2, 1, 8), true), Some(Conflict::WriteAfterWrite(6, 0, 0)));
     }
 
     #[test]
