@@ -12,7 +12,7 @@ pub(crate) struct Rows(Vec<Line>);
 
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [u32; 16]);
+struct Line(#[allow(dead_code, reason = "read and written through pointers")] [u32; 16]);
 
 impl Rows {
     /// `words` words, all ones.

@@ -103,7 +103,7 @@ impl Parser<'_> {
                 self.expect(b']')?;
                 address
             }
-            Token::Punct(b'!') => {
+            Token::Punct(b'!') if matches!(self.lexer.clone().next()?.0, Token::Word(_)) => {
                 self.advance()?;
                 Operand::Not(Box::new(Operand::Name(self.name()?.to_owned())))
             }
