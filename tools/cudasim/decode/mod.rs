@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::exec::GlobalAddresses;
 use crate::ptx::ast::{self, Init, Operand, Space, Statement, Type};
 use crate::ptx::{Pos, PtxError, parse};
-use builder::{Builder, ModuleScope};
+use builder::{Builder, ModuleScope, RESERVED_SHARED_BYTES};
 use program::Program;
 
 /// The address that stands for a function of the module.
@@ -144,6 +144,7 @@ impl Module {
             shared: HashMap::new(),
             functions: HashMap::new(),
             files: ast.files.iter().enumerate().map(|(i, f)| (f.0, i as u32)).collect(),
+            reserved_shared: if text.contains("%reserved_smem_offset_") { RESERVED_SHARED_BYTES } else { 0 },
             addressed: Vec::new(),
         };
         for (i, v) in variables.iter().enumerate() {
@@ -239,7 +240,7 @@ fn kernel(
         name: f.name.clone(),
         params: out,
         param_bytes: at as u32,
-        static_shared_bytes: program.static_shared,
+        static_shared_bytes: program.static_shared - program.reserved_shared,
         local_bytes: program.local_bytes,
         max_threads: f.max_threads,
         req_threads: f.req_threads,

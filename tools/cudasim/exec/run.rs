@@ -292,7 +292,7 @@ unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
                 if m != 0 {
                     mask &= !m;
                     cx.cta.warps[w].exit(m, g.join);
-                    cx.cta.threads_exited(m.count_ones());
+                    cx.cta.threads_exited(m.count_ones(), &program.insts);
                 }
                 pc += 1;
                 if mask == 0 {

@@ -28,6 +28,8 @@ const STALL_TURNS: u64 = 2000;
 const DEADLOCK_TURNS: u64 = 64;
 /// Rounds over the warps of a CTA after which others have a turn.
 const ROUNDS: u32 = 64;
+/// Bytes of the workspace of a cooperative launch: the barrier of its grid.
+const WORKSPACE_BYTES: u64 = 256;
 /// Most shared memory that any device gives to a CTA.
 const MAX_SHARED: u64 = 1 << 20;
 
@@ -40,7 +42,17 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
     } else {
         u64::from(dynamic_base) + u64::from(launch.dynamic_shared_bytes)
     };
-    if let Some(message) = refused(launch, total) {
+    let mut refused = refused(launch, total);
+    let mut workspace = None;
+    if refused.is_none() && launch.cooperative && program.uses_workspace {
+        workspace = memory
+            .alloc(WORKSPACE_BYTES)
+            .filter(|&at| memory.write(at, &[0; WORKSPACE_BYTES as usize]).is_ok());
+        if workspace.is_none() {
+            refused = Some("no memory for the workspace of a cooperative launch".into());
+        }
+    }
+    if let Some(message) = refused {
         let report = Report {
             kind: FaultKind::BadLaunch,
             kernel: launch.kernel.name.clone(),
@@ -56,7 +68,7 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
         };
         return Outcome { fatal: Some(report), ..Outcome::default() };
     }
-    let l = Launching::new(launch, memory, options, total as u32, dynamic_base);
+    let l = Launching::new(launch, memory, options, total as u32, dynamic_base, workspace);
     memory.begin_launch();
     let ctas = l.ctas();
     let sample = options.sample.map(|Sampling::Even(n)| n.clamp(1, ctas)).filter(|&n| n < ctas);
@@ -94,6 +106,9 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
         None => n,
     };
     let counters = counters(&l, &stats, sample, &mut per_cta, scale);
+    if let Some(at) = workspace {
+        memory.free(at);
+    }
     Outcome { counters, reports, fatal }
 }
 
@@ -334,7 +349,7 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     cta.acquired = 0;
     cta.instructions = 0;
     let checks = l.options.checks;
-    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races);
+    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races, l.program.reserved_shared);
     if cta.local_bytes > 0 {
         cta.local.words().fill(u32::MAX);
     }
@@ -550,7 +565,7 @@ fn counters(
         kernel: l.kernel.name.clone(),
         grid: l.launch.grid,
         block: l.launch.block,
-        static_shared_bytes: l.program.static_shared,
+        static_shared_bytes: l.program.static_shared - l.program.reserved_shared,
         dynamic_shared_bytes: l.launch.dynamic_shared_bytes,
         ctas: l.ctas(),
         sampled_ctas: sample,

@@ -17,6 +17,8 @@ pub(in crate::decode) use symbol::{Signature, Slot, Symbol};
 
 pub(in crate::decode) type Result<T, E = PtxError> = std::result::Result<T, E>;
 
+/// Shared memory of a CTA that hardware keeps for itself; cooperative groups have their scratch there.
+pub(in crate::decode) const RESERVED_SHARED_BYTES: u32 = 1024;
 /// Most local memory per thread, as on hardware.
 const MAX_LOCAL_BYTES: u64 = 512 << 10;
 /// What all kernels of a module share.
@@ -27,6 +29,8 @@ pub(crate) struct ModuleScope<'m> {
     pub(in crate::decode) functions: HashMap<&'m str, usize>,
     /// File numbers of `.loc` → indices of the module's list of files.
     pub(in crate::decode) files: HashMap<u64, u32>,
+    /// Bytes that the reserved part of shared memory takes, when the module names it.
+    pub(in crate::decode) reserved_shared: u32,
     /// Functions whose address is taken somewhere.
     pub(in crate::decode) addressed: Vec<usize>,
 }
@@ -85,7 +89,13 @@ impl<'m> Builder<'m> {
     ) -> Result<(Program, Vec<ast::Variable>)> {
         let mut b = Builder {
             scope,
-            program: Program { dynamic_shared_align: 16, shared_granule: 16, ..Program::default() },
+            program: Program {
+                dynamic_shared_align: 16,
+                shared_granule: 16,
+                static_shared: scope.reserved_shared,
+                reserved_shared: scope.reserved_shared,
+                ..Program::default()
+            },
             virtuals: Vec::new(),
             fills: HashMap::new(),
             specials: HashMap::new(),

@@ -104,10 +104,12 @@ impl SharedMemory {
         }
     }
 
-    /// Makes it as new, with or without the race check.
-    pub(crate) fn reset(&mut self, races: bool, warp_races: bool) {
+    /// Makes it as new, with or without the race check. The first `reserved` bytes are zeros, all else is poison.
+    pub(crate) fn reset(&mut self, races: bool, warp_races: bool, reserved: u32) {
         self.data.words().fill(u32::MAX);
         self.init.fill(0);
+        self.data.words()[..reserved as usize / 4].fill(0);
+        self.init[..reserved as usize / 64].fill(u64::MAX);
         self.known.fill(0);
         self.carried.clear();
         self.more_readers.clear();
@@ -431,7 +433,7 @@ mod tests {
 
     fn memory(warps: usize) -> (SharedMemory, Vec<Warp>) {
         let mut s = SharedMemory::new(64, 4, warps);
-        s.reset(true, true);
+        s.reset(true, true, 0);
         let mut all: Vec<Warp> = (0..warps).map(|_| Warp::new(0)).collect();
         for w in &mut all {
             w.reset(u32::MAX);

@@ -118,3 +118,47 @@ fn faults_that_do_not_stop_are_reported() {
         faults("setp.lt.u32 p, t, 5; @p bra HERE; bra END; HERE: shfl.sync.bfly.b32 x, t, 1, 31, -1; END:");
     assert!(absent.contains(&FaultKind::InactiveLane), "{absent:?}");
 }
+
+#[test]
+fn reductions_at_a_barrier_complete_when_the_other_warps_end() {
+    let address = ".reg .b32 t, x; .reg .b64 q, o; .reg .pred p, r; mov.u32 t, %tid.x; ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o;";
+    for (op, want) in [("and.pred r, 0, p", 0), ("or.pred r, 0, p", 1), ("popc.u32 x, 0, p", 16)] {
+        // Warp 0 waits; warp 1 ends without having come.
+        let body = format!(
+            "{address} setp.ge.u32 p, t, 32; @p exit; setp.lt.u32 p, t, 16; bar.red.{op}; {} st.global.u32 [q], x;",
+            if op.starts_with("popc") { "" } else { "selp.u32 x, 1, 0, r;" }
+        );
+        let out = run_clean(&kernel(1, &body), Config::new(1, 64), &[vec![0; 128]]);
+        assert_eq!(values_of::<u32>(&out.buffers[0]), vec![want; 32], "{op}");
+    }
+}
+
+#[test]
+fn the_grid_of_a_cooperative_launch_has_a_workspace() {
+    // What cooperative groups do: the barrier of the grid is the second word of the workspace.
+    let body = ".reg .b32 t, x, y, n; .reg .b64 w, q, o; .reg .pred p;
+        mov.u32 x, %envreg1; mov.u32 y, %envreg2; mov.b64 w, {y, x}; mov.u32 n, %nctaid.x;
+        setp.eq.u64 p, w, 0; mov.u32 x, 0; @p bra DONE;
+        atom.add.release.gpu.u32 x, [w+4], 1;
+        WAIT: ld.acquire.gpu.u32 x, [w+4]; setp.lt.u32 p, x, n; @p bra WAIT;
+        DONE: ld.param.u64 q, [p0]; mov.u32 t, %ctaid.x; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let config = Config::new(6, 1);
+    let out = run_clean(&kernel(1, body), Config { cooperative: true, ..config }, &[vec![0; 24]]);
+    assert_eq!(values_of::<u32>(&out.buffers[0]), [6; 6]);
+    let out = run_clean(&kernel(1, body), config, &[vec![0; 24]]);
+    assert_eq!(values_of::<u32>(&out.buffers[0]), [0; 6]);
+}
+
+#[test]
+fn reserved_shared_memory_lies_apart_from_that_of_the_program() {
+    let body = ".shared .align 4 .b8 own[128]; .reg .b32 t, a, b, x, y; .reg .b64 q, o; mov.u32 t, %tid.x;
+        mov.u32 a, own; mad.lo.u32 a, t, 4, a; mov.u32 b, %reserved_smem_offset_1; mad.lo.u32 b, t, 4, b;
+        ld.shared.u32 x, [b]; st.shared.u32 [a], t; add.u32 y, t, 100; st.shared.u32 [b], y;
+        ld.shared.u32 y, [a]; add.u32 x, x, y; ld.shared.u32 y, [b]; mad.lo.u32 x, y, 1000, x; mov.u32 y, %total_smem_size;
+        mad.lo.u32 x, y, 1000000, x;
+        ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let out = run_clean(&kernel(1, body), Config::new(1, 32), &[vec![0; 128]]);
+    for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
+        assert_eq!(found, 128_000_000 + (100 + i as u32) * 1000 + i as u32);
+    }
+}
