@@ -1,12 +1,15 @@
 //! How fast kernels execute, with checks as in the driver's default and without.
 //!
-//! `cargo bench -p cudasim`: elements are thread instructions, for the GEMM floating-point operations.
+//! `cargo bench -p cudasim`: elements are thread instructions, for the GEMM floating-point operations. Times are those
+//! that the process spent on processors, summed over its threads: rates are per core, also on a machine that others
+//! use.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use std::time::Duration;
 
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use cudasim::check::Checks;
 use cudasim::decode::Module;
@@ -119,10 +122,46 @@ fn run(case: &Case, loaded: &Loaded, options: &ExecOptions) -> Outcome {
     exec::run(&launch, &loaded.memory, options)
 }
 
-fn speed(c: &mut Criterion) {
+/// Processor time of this process.
+struct CpuTime;
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` has room for the time.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut now) };
+        assert_eq!(failed, 0, "the process has a clock");
+        Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        self.start() - start
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+fn speed(c: &mut Criterion<CpuTime>) {
     for (name, checks) in [("hardware checks", Checks::NONE), ("all checks", Checks::ALL)] {
         let mut group = c.benchmark_group(name);
-        group.sample_size(10).measurement_time(Duration::from_secs(3));
+        group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(2));
         for case in &CASES {
             let loaded = load(case);
             for threads in [1, 2] {
@@ -140,5 +179,5 @@ fn speed(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, speed);
+criterion_group!(name = benches; config = Criterion::default().with_measurement(CpuTime); targets = speed);
 criterion_main!(benches);

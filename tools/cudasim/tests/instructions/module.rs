@@ -8,27 +8,31 @@ use crate::harness::{Config, bytes_of, kernel, run, run_clean, run_with, values_
 fn parameters_have_their_alignment_and_type() {
     let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u8 a, .param .s16 b, \
         .param .f32 c, .param .align 8 .b8 d[20], .param .s32 e) {
-        .reg .b64 q, x, d0; .reg .b32 v; .reg .f32 f; .reg .b16 h;
+        .reg .b64 q, x, d0; .reg .b32 v; .reg .f32 f; .reg .b16 g, h, i, j;
         ld.param.u64 q, [p0]; ld.param.u8 x, [a]; st.global.u64 [q], x; ld.param.s16 x, [b]; st.global.u64 [q+8], x;
         ld.param.f32 f, [c]; st.global.f32 [q+16], f; ld.param.u32 v, [d+16]; st.global.u32 [q+20], v;
         mov.b64 d0, d; cvta.param.u64 d0, d0; ld.u64 x, [d0+8]; st.global.u64 [q+24], x; ld.param.s32 x, [e]; st.global.u64 [q+32], x;
-        ld.param.v2.u32 {v, v}, [d]; st.global.u32 [q+40], v; ret; }";
+        ld.param.v2.u32 {v, v}, [d]; st.global.u32 [q+40], v;
+        ld.param.v4.u8 {g, i, j, h}, [d+4]; st.global.u16 [q+44], i; st.global.u8 [q+46], j; st.global.u8 [q+47], h;
+        ld.param.v2.s8 {h, i}, [d+18]; cvt.s32.s16 v, i; st.global.u32 [q+48], v; ret; }";
     let mut more = vec![0xf0u8, 0, 0xfe, 0xff];
     more.extend_from_slice(&1.5f32.to_le_bytes());
     // The structure is at 16: eight bytes for the pointer, eight for the scalars.
-    more.extend((0..20).map(|i| i * 3));
+    let structure: Vec<u8> = (0..20).map(|i| if i == 19 { 0x85 } else { i * 3 }).collect();
+    more.extend(&structure);
     more.extend_from_slice(&(-7i32).to_le_bytes());
-    let out = run_with(text, Config::new(1, 1), &[vec![0; 48]], &more);
+    let out = run_with(text, Config::new(1, 1), &[vec![0; 56]], &more);
     assert!(out.reports.is_empty(), "{:?}", out.reports);
     let words: Vec<u64> = values_of(&out.buffers[0]);
     assert_eq!(words[0], 0xf0);
     assert_eq!(words[1], (-2i64) as u64);
     assert_eq!(words[2] as u32, 1.5f32.to_bits());
-    let structure: Vec<u8> = (0..20).map(|i| i * 3).collect();
     assert_eq!((words[2] >> 32) as u32, u32::from_le_bytes(structure[16..].try_into().unwrap()));
     assert_eq!(words[3], u64::from_le_bytes(structure[8..16].try_into().unwrap()));
     assert_eq!(words[4], (-7i64) as u64);
     assert_eq!(words[5] as u32, u32::from_le_bytes(structure[4..8].try_into().unwrap()));
+    assert_eq!((words[5] >> 32) as u32, u32::from_le_bytes([structure[5], 0, structure[6], structure[7]]));
+    assert_eq!(words[6] as i32, 0x85u8 as i8 as i32);
 }
 
 #[test]
