@@ -26,6 +26,8 @@ pub struct Counters {
     /// CTAs in the grid.
     pub ctas: u64,
     /// CTAs that really ran when the launch was sampled; every other counter is already scaled to the whole grid.
+    /// Counts of distinct sectors are then estimates: within an allocation they grow with the CTAs until all of it is
+    /// touched, which overestimates the part of an operand that several CTAs share.
     pub sampled_ctas: Option<u64>,
     /// Source files that [`InstructionCount::file`] indexes.
     pub files: Vec<String>,

@@ -16,6 +16,7 @@ pub(crate) mod mma;
 pub(crate) mod pred;
 pub(crate) mod print;
 mod run;
+mod sampled;
 mod schedule;
 mod stats;
 #[cfg(test)]

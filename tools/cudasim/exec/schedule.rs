@@ -530,7 +530,9 @@ fn counters(
     per_cta: &mut [(u64, u32)],
     scale: impl Fn(u64) -> u64,
 ) -> Counters {
-    let sectors = l.memory.take_sectors();
+    let whole = sample.map(|_| super::sampled::whole(l.memory, &l.table, &scale));
+    let touched = l.memory.take_sectors();
+    let sectors = whole.unwrap_or(touched);
     let mut instructions = Vec::new();
     for ((inst, meta), s) in l.program.insts.iter().zip(&l.program.meta).zip(&stats.insts) {
         if inst.flags & flag::HIDDEN != 0 {
@@ -571,8 +573,8 @@ fn counters(
         sampled_ctas: sample,
         files: l.kernel.files.to_vec(),
         instructions,
-        unique_read_sectors: scale(sectors.read),
-        unique_written_sectors: scale(sectors.written),
+        unique_read_sectors: sectors.read,
+        unique_written_sectors: sectors.written,
         read_bytes_asked: scale(stats.read_bytes),
         written_bytes_asked: scale(stats.written_bytes),
         l2_read_sectors: scale(stats.l2_read),

@@ -435,7 +435,14 @@ pub(crate) fn resolve_source(
 #[inline]
 pub(crate) fn accessor(cx: &Cx, lane: u32) -> Accessor {
     let warp = &cx.cta.warps[cx.warp];
-    Accessor { warp: cx.warp, lane: lane as u8, clock: warp.clock, sync: warp.syncs as u16, pc: cx.pc }
+    Accessor {
+        warp: cx.warp,
+        lane: lane as u8,
+        clock: warp.clock,
+        sync: warp.syncs as u16,
+        pc: cx.pc,
+        floor: cx.cta.shared.floor(cx.warp),
+    }
 }
 
 /// Initialisation and races of an access to shared memory. Stores are recorded by [`store`], which knows the values.

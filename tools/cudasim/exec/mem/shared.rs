@@ -41,6 +41,8 @@ pub(crate) struct Accessor {
     pub(crate) clock: u32,
     pub(crate) sync: u16,
     pub(crate) pc: u32,
+    /// Up to which clock it is ordered after every other warp.
+    pub(crate) floor: u32,
 }
 
 /// Two accesses that nothing orders.
@@ -80,6 +82,8 @@ pub(crate) struct SharedMemory {
     warps: usize,
     /// `known[v * warps + w]`: up to which clock of warp `w` warp `v` is ordered after.
     known: Vec<u32>,
+    /// Least of `known[v * warps..]` over the other warps, for each warp `v`.
+    floors: Vec<u32>,
     /// What atomics and `mbarrier`s at an address carry from one warp to the next.
     carried: HashMap<u32, Vec<u32>>,
     more_readers: HashMap<u32, Vec<(u8, u32, u32)>>,
@@ -98,6 +102,7 @@ impl SharedMemory {
             granule_shift: granule.trailing_zeros(),
             warps,
             known: vec![0; warps * warps],
+            floors: vec![0; warps],
             carried: HashMap::new(),
             more_readers: HashMap::new(),
             warp_races: false,
@@ -111,6 +116,7 @@ impl SharedMemory {
         self.data.words()[..reserved as usize / 4].fill(0);
         self.init[..reserved as usize / 64].fill(u64::MAX);
         self.known.fill(0);
+        self.floors.fill(0);
         self.carried.clear();
         self.more_readers.clear();
         self.warp_races = warp_races;
@@ -198,6 +204,19 @@ impl SharedMemory {
         for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(clocks) {
             *k = (*k).max(c);
         }
+        self.find_floor(w);
+    }
+
+    fn find_floor(&mut self, w: usize) {
+        let known = &self.known[w * self.warps..(w + 1) * self.warps];
+        let others = known.iter().enumerate().filter(|&(v, _)| v != w);
+        self.floors[w] = others.map(|(_, &k)| k).min().unwrap_or(0);
+    }
+
+    /// See [`Accessor::floor`].
+    #[inline]
+    pub(crate) fn floor(&self, w: usize) -> u32 {
+        self.floors[w]
     }
 
     /// A warp publishes what it did before by an atomic or an arrival at `address`.
@@ -221,6 +240,7 @@ impl SharedMemory {
             for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(carried) {
                 *k = (*k).max(c);
             }
+            self.find_floor(w);
         }
     }
 
@@ -254,34 +274,68 @@ impl SharedMemory {
         e.pending && (usize::from(e.write_warp) == by.warp || !self.unordered_write(e, by))
     }
 
+    /// Whether the write is ordered before `by` for reasons that take no look at other warps.
+    #[inline(always)]
+    fn settled(&self, e: &Entry, by: &Accessor) -> bool {
+        let own = usize::from(e.write_warp) == by.warp;
+        let apart = !self.warp_races
+            || e.ordered
+            || e.write_lane == by.lane
+            || e.write_sync != by.sync
+            || e.write_pc == by.pc;
+        !e.pending && (e.write_clock == 0 || if own { apart } else { e.write_clock <= by.floor })
+    }
+
     /// Records a read; the first conflict, if any.
     #[inline]
     pub(crate) fn read(&mut self, at: u32, bytes: u32, by: &Accessor) -> Option<Conflict> {
         let mut conflict = None;
         for g in self.granules(at, bytes) {
             let e = self.entries[g];
-            if self.not_waited_for(&e, by) {
-                conflict.get_or_insert(Conflict::Pending(e.write_pc));
-            } else if self.unordered_write(&e, by) {
-                conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
-            }
             let me = 1u32 << by.warp;
-            let mut new = e;
-            if e.readers & !me == 0 {
+            let alone = e.readers & !me == 0 || e.read_clock <= by.floor;
+            if self.settled(&e, by) && (alone || e.read_clock == by.clock) {
                 let together = e.readers == me && e.read_sync == by.sync && e.read_clock == by.clock;
-                new.read_lane = if together && e.read_lane != by.lane { MANY } else { by.lane };
-                new.readers = me;
-            } else if e.read_clock == by.clock {
-                new.readers |= me;
-                new.read_lane = MANY;
-            } else {
-                self.replace_readers(g, &mut new, by);
+                let many = !alone || together && e.read_lane != by.lane;
+                let e = &mut self.entries[g];
+                e.read_lane = if many { MANY } else { by.lane };
+                e.readers = if alone { me } else { e.readers | me };
+                e.read_clock = by.clock;
+                e.read_sync = by.sync;
+                e.read_pc = by.pc;
+            } else if let Some(c) = self.read_slowly(g, by) {
+                conflict.get_or_insert(c);
             }
-            new.read_clock = by.clock;
-            new.read_sync = by.sync;
-            new.read_pc = by.pc;
-            self.entries[g] = new;
         }
+        conflict
+    }
+
+    #[inline(never)]
+    fn read_slowly(&mut self, g: usize, by: &Accessor) -> Option<Conflict> {
+        let e = self.entries[g];
+        let conflict = if self.not_waited_for(&e, by) {
+            Some(Conflict::Pending(e.write_pc))
+        } else if self.unordered_write(&e, by) {
+            Some(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane))
+        } else {
+            None
+        };
+        let me = 1u32 << by.warp;
+        let mut new = e;
+        if e.readers & !me == 0 {
+            let together = e.readers == me && e.read_sync == by.sync && e.read_clock == by.clock;
+            new.read_lane = if together && e.read_lane != by.lane { MANY } else { by.lane };
+            new.readers = me;
+        } else if e.read_clock == by.clock {
+            new.readers |= me;
+            new.read_lane = MANY;
+        } else {
+            self.replace_readers(g, &mut new, by);
+        }
+        new.read_clock = by.clock;
+        new.read_sync = by.sync;
+        new.read_pc = by.pc;
+        self.entries[g] = new;
         conflict
     }
 
@@ -313,7 +367,17 @@ impl SharedMemory {
         let mut conflict = None;
         for g in self.granules(at, bytes) {
             let e = self.entries[g];
-            if let Some(c) = self.write_conflict(g, &e, by, same) {
+            let me = 1u32 << by.warp;
+            let read_apart = e.readers & me == 0
+                || !self.warp_races
+                || e.read_lane == by.lane
+                || e.read_sync != by.sync
+                || e.read_clock != by.clock
+                || e.read_pc == by.pc;
+            let others_before = e.readers & !me == 0 || e.read_clock <= by.floor;
+            if !(self.settled(&e, by) && read_apart && others_before && !e.more)
+                && let Some(c) = self.write_conflict(g, &e, by, same)
+            {
                 conflict.get_or_insert(c);
             }
             self.record_write(g, by, false);
@@ -345,6 +409,7 @@ impl SharedMemory {
         conflict
     }
 
+    #[inline]
     fn record_write(&mut self, g: usize, by: &Accessor, ordered: bool) {
         if self.entries[g].more {
             self.more_readers.remove(&(g as u32));
@@ -360,6 +425,7 @@ impl SharedMemory {
         };
     }
 
+    #[inline(never)]
     fn write_conflict(&self, g: usize, e: &Entry, by: &Accessor, same: bool) -> Option<Conflict> {
         if self.not_waited_for(e, by) {
             return Some(Conflict::Pending(e.write_pc));
@@ -428,7 +494,7 @@ mod tests {
     use super::*;
 
     fn by(warp: usize, lane: u8, clock: u32, sync: u16, pc: u32) -> Accessor {
-        Accessor { warp, lane, clock, sync, pc }
+        Accessor { warp, lane, clock, sync, pc, floor: 0 }
     }
 
     fn memory(warps: usize) -> (SharedMemory, Vec<Warp>) {
