@@ -16,6 +16,7 @@ use qwenvl::kernels::cpu::int4::Int4Matrix;
 use qwenvl::kernels::cpu::int8::Int8Matrix;
 use qwenvl::kernels::cpu::linear::{Blocking, Finish, MAX_PARTS, Matrix, Part, linear};
 use qwenvl::kernels::cpu::order::InputOrder;
+use qwenvl::kernels::cpu::resample::{self, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
 use qwenvl::kernels::cpu::rope::RopeTable;
 use qwenvl::kernels::cpu::rounded::QuantizedRows;
 use qwenvl::kernels::cpu::{Aligned, Isa, Pool, embed, norm, pointwise, rope};
@@ -773,4 +774,62 @@ fn embedding_takes_visual_rows_where_they_are_named() {
     assert_eq!(out[24..48], visual[48..]);
     assert_eq!(out[48..72], text(3));
     assert_eq!(out[72..], visual[..24]);
+}
+
+/// Weights of `taps` inputs, whose sizes add up to 1.69.
+fn taps(rng: &mut Rng, taps: usize) -> Vec<i32> {
+    let all: Vec<f32> = (0..taps).map(|_| rng.unit()).collect();
+    let total: f32 = all.iter().map(|w| w.abs()).sum();
+    let unit = 1.69 * (1u32 << PRECISION_BITS) as f32 / total;
+    all.iter().map(|w| (w * unit) as i32).collect()
+}
+
+fn fours(weights: &[i32]) -> Vec<Weights4> {
+    let four = |w: &[i32]| Weights4::new(std::array::from_fn(|k| w.get(k).copied().unwrap_or(0)));
+    weights.chunks(4).map(four).collect()
+}
+
+fn weighted(weights: &[i32], inputs: impl Iterator<Item = u8>) -> u8 {
+    let sum: i64 = weights.iter().zip(inputs).map(|(w, v)| i64::from(*w) * i64::from(v)).sum();
+    ((sum + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+#[test]
+fn resampling_is_exact_for_every_number_of_inputs() {
+    let mut rng = Rng(12);
+    for count in [1, 2, 3, 4, 5, 8, 9, 31] {
+        for width in [1, 20, 21, 22, 43, 64, 100] {
+            let rows: Vec<u8> = (0..count * width * 3).map(|_| (rng.below(3) * 127) as u8).collect();
+            let weights = taps(&mut rng, count);
+            let expected: Vec<u8> = (0..width * 3)
+                .map(|x| weighted(&weights, rows[x..].iter().step_by(width * 3).copied()))
+                .collect();
+
+            // Columns: output `i` is made of `count` inputs from `firsts[i]` on.
+            let firsts: Vec<usize> = (0..width).map(|_| rng.below(50)).collect();
+            let per_output: Vec<Vec<i32>> = firsts.iter().map(|_| taps(&mut rng, count)).collect();
+            let reach = 50 + 4 * count.div_ceil(4);
+            let stride = reach * 3 + STRIP_PADDING;
+            let strip: Vec<u8> = (0..STRIP_ROWS * stride).map(|_| (rng.below(3) * 127) as u8).collect();
+            for isa in Isa::available() {
+                let mut out = vec![77; width * 3];
+                resample::row(isa, &rows, &fours(&weights), &mut out);
+                assert_eq!(out, expected, "{}: {count} rows of {width}", isa.name());
+
+                let to = width * 3 + STRIP_PADDING;
+                let mut out = vec![77; STRIP_ROWS * to];
+                let all: Vec<Weights4> = per_output.iter().flat_map(|w| fours(w)).collect();
+                resample::columns(isa, &strip, &firsts, count.div_ceil(4), &all, &mut out);
+                for (r, (row, from)) in out.chunks(to).zip(strip.chunks(stride)).enumerate() {
+                    for (i, (first, weights)) in firsts.iter().zip(&per_output).enumerate() {
+                        for c in 0..3 {
+                            let inputs = from[first * 3 + c..].iter().step_by(3).copied();
+                            let place = format!("{}: {count} columns, row {r}, {i}", isa.name());
+                            assert_eq!(row[i * 3 + c], weighted(weights, inputs), "{place}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -225,7 +225,7 @@ fn jpeg_has_its_end(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         // In a scan FF00 is data and FFD0 to FFD7 are restarts; other markers start a segment.
-        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF)) else {
+        let Some(found) = bytes.get(at..).and_then(|rest| memchr::memchr(0xFF, rest)) else {
             return false;
         };
         at += found + 1;

@@ -55,17 +55,30 @@ pub fn write_patch(
     let top = (block / blocks * merge + inside / merge) * patch;
     let left = (block % blocks * merge + inside % merge) * patch;
 
-    let mut lines = out.chunks_exact_mut(patch);
-    for (c, table) in table.iter().enumerate() {
-        for frame in 0..config.temporal_patch_size {
-            let frame = &visual.frames[(t * config.temporal_patch_size + frame).min(visual.frames.len() - 1)];
-            let width = frame.width() as usize;
-            for y in top..top + patch {
-                let line = lines.next().expect("a line for every channel, frame and y");
-                let pixels = &frame.data()[(y * width + left) * 3..][..patch * 3];
-                for (value, pixel) in line.iter_mut().zip(pixels.chunks_exact(3)) {
-                    *value = table[usize::from(pixel[c])];
-                }
+    // Channel, frame, line.
+    let (channel, of_frame) = (out.len() / 3, patch * patch);
+    let (red, rest) = out.split_at_mut(channel);
+    let (green, blue) = rest.split_at_mut(channel);
+    let first = t * config.temporal_patch_size;
+    for number in 0..config.temporal_patch_size {
+        let start = number * of_frame;
+        if first + number >= visual.frames.len() {
+            // The values of the frame before.
+            for values in [&mut *red, green, blue] {
+                values.copy_within(start - of_frame..start, start);
+            }
+            continue;
+        }
+        let frame = &visual.frames[first + number];
+        let width = frame.width() as usize;
+        for y in 0..patch {
+            let pixels = &frame.data()[((top + y) * width + left) * 3..][..patch * 3];
+            let line = start + y * patch..start + (y + 1) * patch;
+            let values = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
+            for (((r, g), b), pixel) in values.zip(pixels.as_chunks::<3>().0) {
+                *r = table[0][usize::from(pixel[0])];
+                *g = table[1][usize::from(pixel[1])];
+                *b = table[2][usize::from(pixel[2])];
             }
         }
     }

@@ -5,12 +5,10 @@
 
 use super::decode::Rgb8;
 use crate::kernels::cpu::Isa;
-use crate::kernels::cpu::resample::{PRECISION_BITS, weighted_rows};
+use crate::kernels::cpu::resample::{self, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
 
 /// Radius of the bicubic kernel, in output pixels when reducing and in input pixels when enlarging.
 const RADIUS: f64 = 2.0;
-/// Rows that are filtered along x together: whole blocks of the kernel.
-const STRIP_ROWS: usize = 16;
 
 /// `image` resized to `width` x `height`, both positive. A side that does not change is not filtered.
 pub fn resize(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
@@ -18,18 +16,27 @@ pub fn resize(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
 }
 
 /// As [`resize`], on up to `threads` threads, with the same result.
+///
+/// Beside the result there is memory for a few rows only: what the first pass makes goes into the second at once.
 pub fn resize_on(threads: usize, image: &Rgb8, width: u32, height: u32) -> Rgb8 {
     let size = (image.width() as usize, image.height() as usize);
-    let (out_width, out_height) = (width as usize, height as usize);
-    let data = if vertical_first(size, (out_width, out_height)) {
-        let narrow = resize_height(threads, image.data(), size.0, size.1, out_height);
-        resize_width(threads, &narrow, size.0, out_width).unwrap_or(narrow)
-    } else {
-        match resize_width(threads, image.data(), size.0, out_width) {
-            Some(wide) => resize_height(threads, &wide, out_width, size.1, out_height),
-            None => resize_height(threads, image.data(), out_width, size.1, out_height),
+    let out_size = (width as usize, height as usize);
+    let columns = (size.0 != out_size.0).then(|| Columns::new(size.0, out_size.0));
+    let rows = (size.1 != out_size.1).then(|| Taps::new(size.1, out_size.1));
+    let source = Source { isa: Isa::detect(), data: image.data(), row: size.0 * 3, height: size.1 };
+    if columns.is_none() && rows.is_none() {
+        return image.clone();
+    }
+    let mut data = vec![0; out_size.0 * out_size.1 * 3];
+    in_parts(threads, &mut data, out_size.0 * 3, |part, out| match (&columns, &rows) {
+        (Some(columns), Some(rows)) if vertical_first(size, out_size) => {
+            source.rows_then_columns(rows, columns, part, out);
         }
-    };
+        (Some(columns), Some(rows)) => source.columns_then_rows(columns, rows, part, out),
+        (Some(columns), None) => source.columns(columns, part, out),
+        (None, Some(rows)) => source.rows(rows, part, out),
+        (None, None) => {}
+    });
     Rgb8::trusted(width, height, data)
 }
 
@@ -42,49 +49,116 @@ fn vertical_first(input: (usize, usize), output: (usize, usize)) -> bool {
     height > 0 && height > 2 * width
 }
 
-/// `data` (`[rows, width, 3]`) with other rows; a copy if the height does not change.
-fn resize_height(threads: usize, data: &[u8], width: usize, height: usize, out_height: usize) -> Vec<u8> {
-    if height == out_height {
-        return data.to_vec();
-    }
-    let (row, taps) = (width * 3, Taps::new(height, out_height));
-    let mut out = vec![0; out_height * row];
-    in_parts(threads, &mut out, row, |first, out| filter(data, row, &taps, first, out));
-    out
+/// The picture to resize. The methods make rows of the result from row `part` on, as many as `out` holds.
+struct Source<'a> {
+    isa: Isa,
+    data: &'a [u8],
+    /// Values of a row.
+    row: usize,
+    height: usize,
 }
 
-/// `data` (`[rows, width, 3]`) with other columns; `None` if the width does not change.
-///
-/// A strip of rows is transposed so that pixel `x` of all its rows lies together; filtering along x
-/// is then the same as filtering along y, with an inner loop over contiguous values.
-fn resize_width(threads: usize, data: &[u8], width: usize, out_width: usize) -> Option<Vec<u8>> {
-    const ROW: usize = 3 * STRIP_ROWS;
-    if width == out_width {
-        return None;
+impl Source<'_> {
+    fn row(&self, y: usize) -> &[u8] {
+        &self.data[y * self.row..][..self.row]
     }
-    let columns = Taps::new(width, out_width);
-    let rows = data.len() / (width * 3);
-    let mut out = vec![0; rows * out_width * 3];
-    in_parts(threads, &mut out, out_width * 3, |first, out| {
-        let mut strip = vec![0; width * ROW];
-        let mut filtered = vec![0; out_width * ROW];
-        let data = &data[first * width * 3..][..out.len() / out_width * width];
-        let strips = data.chunks(width * 3 * STRIP_ROWS).zip(out.chunks_mut(out_width * 3 * STRIP_ROWS));
-        for (data, out) in strips {
-            for (r, row) in data.chunks_exact(width * 3).enumerate() {
-                for (to, from) in strip.as_chunks_mut::<ROW>().0.iter_mut().zip(row.as_chunks::<3>().0) {
-                    to[r * 3..r * 3 + 3].copy_from_slice(from);
-                }
-            }
-            filter(&strip, ROW, &columns, 0, &mut filtered);
-            for (r, row) in out.chunks_exact_mut(out_width * 3).enumerate() {
-                for (to, from) in row.as_chunks_mut::<3>().0.iter_mut().zip(filtered.as_chunks::<ROW>().0) {
-                    to.copy_from_slice(&from[r * 3..r * 3 + 3]);
-                }
-            }
+
+    fn rows(&self, rows: &Taps, part: usize, out: &mut [u8]) {
+        for (i, out) in out.chunks_exact_mut(self.row).enumerate() {
+            rows.weigh(self.isa, part + i, self.data, 0, out);
         }
-    });
-    Some(out)
+    }
+
+    fn columns(&self, columns: &Columns, part: usize, out: &mut [u8]) {
+        let mut strip = columns.strip();
+        for (i, out) in out.chunks_mut(columns.out_row * STRIP_ROWS).enumerate() {
+            let first = part + i * STRIP_ROWS;
+            strip.filter(self.isa, out, |r, to| to.copy_from_slice(self.row(first + r)));
+        }
+    }
+
+    fn rows_then_columns(&self, rows: &Taps, columns: &Columns, part: usize, out: &mut [u8]) {
+        let mut strip = columns.strip();
+        for (i, out) in out.chunks_mut(columns.out_row * STRIP_ROWS).enumerate() {
+            let first = part + i * STRIP_ROWS;
+            strip.filter(self.isa, out, |r, to| rows.weigh(self.isa, first + r, self.data, 0, to));
+        }
+    }
+
+    fn columns_then_rows(&self, columns: &Columns, rows: &Taps, part: usize, out: &mut [u8]) {
+        let row = columns.out_row;
+        let mut strip = columns.strip();
+        // Rows `start..end` of the source with other columns. When there is no room for more, those that no later
+        // output reads make it.
+        let capacity = 4 * (4 * rows.stride) + STRIP_ROWS;
+        let mut window = vec![0; capacity * row];
+        let (mut start, mut end) = (rows.spans[part].0, rows.spans[part].0);
+        for (i, out) in out.chunks_exact_mut(row).enumerate() {
+            let (first, count) = rows.spans[part + i];
+            while end < first + count {
+                if end + STRIP_ROWS - start > capacity {
+                    window.copy_within((first - start) * row..(end - start) * row, 0);
+                    start = first;
+                }
+                let more = STRIP_ROWS.min(self.height - end);
+                let to = &mut window[(end - start) * row..][..more * row];
+                strip.filter(self.isa, to, |r, to| to.copy_from_slice(self.row(end + r)));
+                end += more;
+            }
+            rows.weigh(self.isa, part + i, &window, start, out);
+        }
+    }
+}
+
+/// How a row gets another width.
+struct Columns {
+    taps: Taps,
+    /// The first input of each output.
+    firsts: Vec<usize>,
+    /// Values of a row before and after.
+    row: usize,
+    out_row: usize,
+}
+
+impl Columns {
+    fn new(width: usize, out_width: usize) -> Columns {
+        let taps = Taps::new(width, out_width);
+        let firsts = taps.spans.iter().map(|(first, _)| *first).collect();
+        Columns { taps, firsts, row: width * 3, out_row: out_width * 3 }
+    }
+
+    fn strip(&self) -> Strip<'_> {
+        // Fours of weights may reach beyond the last column, with weights of 0.
+        let reach = self.firsts.iter().map(|first| (first + 4 * self.taps.stride) * 3).max().unwrap_or(0);
+        Strip {
+            columns: self,
+            input: vec![0; STRIP_ROWS * (reach.max(self.row) + STRIP_PADDING)],
+            output: vec![0; STRIP_ROWS * (self.out_row + STRIP_PADDING)],
+        }
+    }
+}
+
+/// Room for the rows that get another width together.
+struct Strip<'a> {
+    columns: &'a Columns,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Strip<'_> {
+    /// Makes the rows of `out`, at most [`STRIP_ROWS`], from those that `fill` writes.
+    fn filter(&mut self, isa: Isa, out: &mut [u8], mut fill: impl FnMut(usize, &mut [u8])) {
+        let Columns { taps, firsts, row, out_row } = self.columns;
+        let (from, to) = (self.input.len() / STRIP_ROWS, self.output.len() / STRIP_ROWS);
+        // Rows that are not filled hold what they held, and are dropped.
+        for (r, input) in self.input.chunks_exact_mut(from).enumerate().take(out.len() / out_row) {
+            fill(r, &mut input[..*row]);
+        }
+        resample::columns(isa, &self.input, firsts, taps.stride, &taps.fours, &mut self.output);
+        for (out, output) in out.chunks_exact_mut(*out_row).zip(self.output.chunks_exact(to)) {
+            out.copy_from_slice(&output[..*out_row]);
+        }
+    }
 }
 
 /// Rows of `row` values of `out`, in as many parts as there are threads; `work` is told its first row.
@@ -106,8 +180,8 @@ fn in_parts(threads: usize, out: &mut [u8], row: usize, work: impl Fn(usize, &mu
 struct Taps {
     /// `(first input, number of inputs)` of each output.
     spans: Vec<(usize, usize)>,
-    /// Weights of each output, `stride` apart, with [`PRECISION_BITS`] fractional bits.
-    weights: Vec<i32>,
+    /// Weights of each output, `stride` fours each; those beyond its inputs are 0.
+    fours: Vec<Weights4>,
     stride: usize,
 }
 
@@ -116,9 +190,9 @@ impl Taps {
         let scale = input as f64 / output as f64;
         let filter_scale = scale.max(1.0);
         let support = RADIUS * filter_scale;
-        let stride = support.ceil() as usize * 2 + 1;
-        let mut taps = Taps { spans: Vec::with_capacity(output), weights: vec![0; output * stride], stride };
-        let mut real = vec![0.0; stride];
+        let stride = (support.ceil() as usize * 2 + 1).div_ceil(4);
+        let (mut spans, mut fours) = (Vec::with_capacity(output), Vec::with_capacity(output * stride));
+        let (mut real, mut fixed) = (vec![0.0; 4 * stride], vec![0; 4 * stride]);
         for i in 0..output {
             let center = (i as f64 + 0.5) * scale;
             // `as` truncates, and takes what is below zero to zero.
@@ -129,18 +203,27 @@ impl Taps {
                 *weight = bicubic(((j + lo) as f64 - center + 0.5) * (1.0 / filter_scale));
             }
             let sum: f64 = real.iter().sum();
-            for (fixed, weight) in taps.weights[i * stride..].iter_mut().zip(real) {
+            fixed.fill(0);
+            for (fixed, weight) in fixed.iter_mut().zip(real) {
                 let scaled = *weight / sum * f64::from(1 << PRECISION_BITS);
                 *fixed = (scaled + 0.5_f64.copysign(scaled)) as i32;
             }
-            taps.spans.push((lo, hi - lo));
+            fours.extend(fixed.as_chunks().0.iter().map(|four| Weights4::new(*four)));
+            spans.push((lo, hi - lo));
         }
-        taps
+        Taps { spans, fours, stride }
     }
 
-    fn output(&self, i: usize) -> (usize, &[i32]) {
-        let (first, n) = self.spans[i];
-        (first, &self.weights[i * self.stride..][..n])
+    /// Makes output `i` of rows like `out`, of which `data` holds those from `start` on.
+    fn weigh(&self, isa: Isa, i: usize, data: &[u8], start: usize, out: &mut [u8]) {
+        let (first, count) = self.spans[i];
+        let rows = &data[(first - start) * out.len()..][..count * out.len()];
+        resample::row(isa, rows, &self.fours(i)[..count.div_ceil(4)], out);
+    }
+
+    /// The weights of an output.
+    fn fours(&self, output: usize) -> &[Weights4] {
+        &self.fours[output * self.stride..][..self.stride]
     }
 }
 
@@ -157,20 +240,9 @@ fn bicubic(x: f64) -> f64 {
     }
 }
 
-/// Makes every row of `out`, of which the first is row `first` of the result, from the rows of `source`
-/// that its taps name, `row` values each.
-fn filter(source: &[u8], row: usize, taps: &Taps, first: usize, out: &mut [u8]) {
-    let isa = Isa::detect();
-    for (i, out) in out.chunks_exact_mut(row).enumerate() {
-        let (lo, weights) = taps.output(first + i);
-        weighted_rows(isa, &source[lo * row..][..weights.len() * row], weights, out);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::cpu::resample::ROUND;
 
     /// The definition, one output value at a time, in i64.
     fn reference(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
@@ -181,11 +253,13 @@ mod tests {
             for y in 0..oh {
                 for x in 0..ow {
                     for c in 0..3 {
-                        let (lo, weights) = taps.output(if along_x { x } else { y });
-                        let mut sum = i64::from(ROUND);
-                        for (k, weight) in weights.iter().enumerate() {
+                        let i = if along_x { x } else { y };
+                        let (lo, count) = taps.spans[i];
+                        let weights = taps.fours(i).iter().flat_map(Weights4::plain).take(count);
+                        let mut sum = 1i64 << (PRECISION_BITS - 1);
+                        for (k, weight) in weights.enumerate() {
                             let (sx, sy) = if along_x { (lo + k, y) } else { (x, lo + k) };
-                            sum += i64::from(*weight) * i64::from(data[(sy * w + sx) * 3 + c]);
+                            sum += i64::from(weight) * i64::from(data[(sy * w + sx) * 3 + c]);
                         }
                         result.push((sum >> PRECISION_BITS).clamp(0, 255) as u8);
                     }
@@ -243,12 +317,13 @@ mod tests {
 
     #[test]
     fn sums_of_products_never_overflow() {
-        let limit = f64::from(i32::MAX - ROUND) / 255.0;
+        let limit = f64::from(i32::MAX - (1 << (PRECISION_BITS - 1))) / 255.0;
         for input in (1..200).chain([333, 1000, 4095, 20_000]) {
             for output in (28..300).step_by(28).chain([1, 2, 3, 5, 7, 1036, 4760]) {
                 let taps = Taps::new(input, output);
                 for i in 0..output {
-                    let total: i64 = taps.output(i).1.iter().map(|w| i64::from(w.abs())).sum();
+                    let weights = taps.fours(i).iter().flat_map(Weights4::plain);
+                    let total: i64 = weights.map(|w| i64::from(w.abs())).sum();
                     assert!((total as f64) < limit, "{input} to {output}, output {i}: {total}");
                     assert!((total as f64) < 1.7 * f64::from(1 << PRECISION_BITS), "{input} to {output}");
                 }

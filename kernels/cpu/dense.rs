@@ -7,8 +7,8 @@
 //!         converted in registers, each read once. More: a block of n x 256 weights is converted into
 //!         scratch that stays in L2 while all rows of the tile pass, twelve at a time, in L1. Both are packed
 //!         in the order in which they are read.
-//! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds. With AVX-512 6 rows:
-//!         two outputs share a register, 8 loads for 12 multiply-adds of 16 lanes.
+//! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds. With AVX-512 6 rows x 8
+//!         outputs, two of which share a register: 10 loads for 24 multiply-adds of 16 lanes.
 //! bytes   n·k·size of W once per tile of rows; X from cache.
 //! bound   m <= 3: memory bandwidth; m >= 32: fused multiply-adds, 2·m·n·k FLOP.
 
@@ -344,17 +344,21 @@ unsafe fn packed_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
             }
             let mut n = 0;
             while n < t.n {
-                let outputs = (t.n - n).min(TILE_OUTPUTS);
+                let outputs = (t.n - n).min(panel_outputs::<S>());
                 let w = weights.add(n * steps * 8);
                 let mut r = 0;
                 while r < count {
                     let (x, c) = (rows.add(r * steps * 8), t.c.add((i + r) * t.ldc + n));
                     let m = tile_rows::<S>(count - r);
-                    match m {
-                        6 => panel::<S, 6>(w, x, steps, c, t.ldc, outputs),
-                        3 => panel::<S, 3>(w, x, steps, c, t.ldc, outputs),
-                        2 => panel::<S, 2>(w, x, steps, c, t.ldc, outputs),
-                        _ => panel::<S, 1>(w, x, steps, c, t.ldc, outputs),
+                    match (m, outputs > TILE_OUTPUTS) {
+                        (6, true) => panel::<S, 6, 2>(w, x, steps, c, t.ldc, outputs),
+                        (6, false) => panel::<S, 6, 1>(w, x, steps, c, t.ldc, outputs),
+                        (3, true) => panel::<S, 3, 2>(w, x, steps, c, t.ldc, outputs),
+                        (3, false) => panel::<S, 3, 1>(w, x, steps, c, t.ldc, outputs),
+                        (2, true) => panel::<S, 2, 2>(w, x, steps, c, t.ldc, outputs),
+                        (2, false) => panel::<S, 2, 1>(w, x, steps, c, t.ldc, outputs),
+                        (_, true) => panel::<S, 1, 2>(w, x, steps, c, t.ldc, outputs),
+                        (_, false) => panel::<S, 1, 1>(w, x, steps, c, t.ldc, outputs),
                     }
                     r += m;
                 }
@@ -372,6 +376,12 @@ fn tile_rows<S: Simd>(left: usize) -> usize {
         6.. if S::TALL => 6,
         _ => left.min(TILE_ROWS),
     }
+}
+
+/// Outputs of a panel: as many as there are registers for.
+#[inline(always)]
+fn panel_outputs<S: Simd>() -> usize {
+    if S::TALL { 2 * TILE_OUTPUTS } else { TILE_OUTPUTS }
 }
 
 /// `len` numbers as f32 in eights, padded with zeros; the eights go `every` eights apart.
@@ -397,10 +407,10 @@ unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32, e
     }
 }
 
-/// `c[i·ldc + j] += Σ x[i] · w[j]` for `i < M`, `j < outputs <= 4`, over `steps` eights of packed rows and
-/// weights.
+/// `c[i·ldc + j] += Σ x[i] · w[j]` for `i < M`, `j < outputs`, over `steps` eights of packed rows and weights.
+/// There are weights of `G` fours of outputs, of which the last may have less than four.
 #[inline(always)]
-unsafe fn panel<S: Simd, const M: usize>(
+unsafe fn panel<S: Simd, const M: usize, const G: usize>(
     w: *const f32,
     x: *const f32,
     steps: usize,
@@ -410,37 +420,65 @@ unsafe fn panel<S: Simd, const M: usize>(
 ) {
     // SAFETY: the caller's extents.
     unsafe {
-        let sums = if S::TALL { wide_sums::<S, M>(w, x, steps) } else { sums::<S, M>(w, x, steps) };
+        let sums = if S::TALL { wide_sums::<S, M, G>(w, x, steps) } else { sums::<S, M, G>(w, x, steps) };
         for i in 0..M {
-            for j in 0..outputs {
-                *c.add(i * ldc + j) += sums[i][j];
+            for g in 0..G {
+                let c = c.add(i * ldc + g * TILE_OUTPUTS);
+                if (g + 1) * TILE_OUTPUTS <= outputs {
+                    let mut four = c.cast::<[f32; TILE_OUTPUTS]>().read_unaligned();
+                    for j in 0..TILE_OUTPUTS {
+                        four[j] += sums[i][g][j];
+                    }
+                    c.cast::<[f32; TILE_OUTPUTS]>().write_unaligned(four);
+                } else {
+                    for j in 0..outputs - g * TILE_OUTPUTS {
+                        *c.add(j) += sums[i][g][j];
+                    }
+                }
             }
         }
     }
 }
 
+/// Sums of a panel: for each row, fours of outputs.
+type Sums<const M: usize, const G: usize> = [[[f32; TILE_OUTPUTS]; G]; M];
+
 /// The products of a panel, two outputs to a register.
 #[inline(always)]
-unsafe fn wide_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
+unsafe fn wide_sums<S: Simd, const M: usize, const G: usize>(
+    w: *const f32,
+    x: *const f32,
+    steps: usize,
+) -> Sums<M, G> {
     // SAFETY: the caller's extents.
     unsafe {
-        let mut acc = [[S::wide_splat(0.0); 2]; M];
+        let mut acc = [[[S::wide_splat(0.0); 2]; G]; M];
         for step in 0..steps {
             let (w, x) = (w.add(step * TILE_OUTPUTS * 8), x.add(step * M * 8));
-            let w = [S::wide_load(w), S::wide_load(w.add(16))];
+            let mut wv = [[S::wide_splat(0.0); 2]; G];
+            for g in 0..G {
+                let w = w.add(g * steps * TILE_OUTPUTS * 8);
+                wv[g] = [S::wide_load(w), S::wide_load(w.add(16))];
+            }
             for i in 0..M {
                 let xv = S::wide_twice(x.add(i * 8));
-                acc[i] = [S::wide_fma(w[0], xv, acc[i][0]), S::wide_fma(w[1], xv, acc[i][1])];
+                for g in 0..G {
+                    for h in 0..2 {
+                        acc[i][g][h] = S::wide_fma(wv[g][h], xv, acc[i][g][h]);
+                    }
+                }
             }
         }
-        let mut sums = [[0.0; 4]; M];
+        let mut sums = [[[0.0; TILE_OUTPUTS]; G]; M];
         let mut i = 0;
         while i < M {
             // Two rows at a time; a last, odd one twice.
             let j = (i + 1).min(M - 1);
-            let both = S::wide_sums([acc[i][0], acc[i][1], acc[j][0], acc[j][1]]);
-            sums[i].copy_from_slice(&both[..4]);
-            sums[j].copy_from_slice(&both[4..]);
+            for g in 0..G {
+                let both = S::wide_sums([acc[i][g][0], acc[i][g][1], acc[j][g][0], acc[j][g][1]]);
+                sums[i][g].copy_from_slice(&both[..4]);
+                sums[j][g].copy_from_slice(&both[4..]);
+            }
             i += 2;
         }
         sums
@@ -449,7 +487,27 @@ unsafe fn wide_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps
 
 /// The products of a panel, an output to a register.
 #[inline(always)]
-unsafe fn sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
+unsafe fn sums<S: Simd, const M: usize, const G: usize>(
+    w: *const f32,
+    x: *const f32,
+    steps: usize,
+) -> Sums<M, G> {
+    // SAFETY: the caller's extents.
+    unsafe {
+        let mut sums = [[[0.0; TILE_OUTPUTS]; G]; M];
+        for g in 0..G {
+            let four = four_sums::<S, M>(w.add(g * steps * TILE_OUTPUTS * 8), x, steps);
+            for i in 0..M {
+                sums[i][g] = four[i];
+            }
+        }
+        sums
+    }
+}
+
+/// The products of a panel of four outputs.
+#[inline(always)]
+unsafe fn four_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
     // SAFETY: the caller's extents.
     unsafe {
         let mut acc = [[S::splat(0.0); 4]; M];

@@ -1,8 +1,11 @@
-//! resample: one row of a resized picture, `out[x] = clamp((Σ w[k]·rows[k][x] + 2²¹) >> 22, 0, 255)`.
+//! resample: rows and columns of a resized picture, `out = clamp((Σ w[k]·in[k] + 2²¹) >> 22, 0, 255)`.
 //!
 //! math    i32, exact: the weights of an output add up to less than 1.7·2²² in absolute value.
-//! layout  rows of bytes one after the other; blocks of `LANES` sums stay in registers.
-//! bound   multiplications: 8 an instruction with AVX2, 16 with AVX-512.
+//! layout  bytes, three to a pixel. Four inputs of an output lie side by side in a 32-bit lane and meet four
+//!         weights at once. Along y the lanes are 64 neighbouring values of a row, along x four rows of one
+//!         column, three channels each.
+//! bound   multiplications: with AVX-512 three for 64 products (weights in three digits of 8 bits), with AVX2
+//!         eight (two digits of 16 bits).
 
 use super::simd::Simd;
 use super::{Isa, dispatch};
@@ -10,45 +13,165 @@ use super::{Isa, dispatch};
 /// Fractional bits of the weights.
 pub const PRECISION_BITS: u32 = 22;
 /// Half of the last kept bit: adding it before the shift rounds to nearest.
-pub const ROUND: i32 = 1 << (PRECISION_BITS - 1);
-/// Values whose sums are kept in registers while the rows go by.
-pub const LANES: usize = 48;
+const ROUND: i32 = 1 << (PRECISION_BITS - 1);
+/// Rows that [`columns`] filters at a time.
+pub const STRIP_ROWS: usize = 4;
+/// Bytes that a row of a strip has beyond its pixels: loads take whole vectors of whole fours of pixels.
+pub const STRIP_PADDING: usize = 32;
+/// Values of a row whose sums are in registers together.
+const LANES: usize = 64;
 
-/// Makes a row of `out.len()` values from as many source rows as there are weights.
-///
-/// # Panics
-/// If `rows` has not so many rows.
-pub fn weighted_rows(isa: Isa, rows: &[u8], weights: &[i32], out: &mut [u8]) {
-    assert_eq!(rows.len(), out.len() * weights.len());
-    // SAFETY: the body has no contract of its own.
-    unsafe { run(isa, rows, weights, out) }
+/// Four consecutive weights with [`PRECISION_BITS`] fractional bits, in digits.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights4 {
+    /// Signed digits to the base 2⁸, the lowest first, each of the four weights in its byte.
+    pub(crate) bytes: [i32; 3],
+    /// High and low digits to the base 2¹² of the first and third weight, then of the second and fourth, as
+    /// pairs of i16.
+    pub(crate) pairs: [[i32; 2]; 2],
 }
 
-dispatch!(fn run => body(rows: &[u8], weights: &[i32], out: &mut [u8]));
+impl Weights4 {
+    /// # Panics
+    /// If a weight is not within ±1.9.
+    pub fn new(weights: [i32; 4]) -> Weights4 {
+        const MOST: i32 = (1.9 * (1u32 << PRECISION_BITS) as f64) as i32;
+        assert!(weights.iter().all(|w| w.abs() <= MOST), "weights {weights:?}");
+        let mut bytes = [0; 3];
+        let mut left = weights;
+        for digit in &mut bytes {
+            for (k, w) in left.iter_mut().enumerate() {
+                let low = *w as i8;
+                *digit |= i32::from(low as u8) << (8 * k);
+                *w = (*w - i32::from(low)) >> 8;
+            }
+        }
+        let pair = |a: i32, b: i32| (a & 0xffff) | b << 16;
+        let digits = |a: i32, b: i32| [pair(a >> 12, b >> 12), pair(a & 0xfff, b & 0xfff)];
+        Weights4 { bytes, pairs: [digits(weights[0], weights[2]), digits(weights[1], weights[3])] }
+    }
 
-/// Plain Rust, which the compiler turns into vectors of each instruction set.
+    /// The four weights.
+    pub(crate) fn plain(&self) -> [i32; 4] {
+        std::array::from_fn(|k| {
+            self.bytes.iter().rev().fold(0, |w, digit| (w << 8) + i32::from((digit >> (8 * k)) as i8))
+        })
+    }
+}
+
+/// Makes a row of `out.len()` values from the rows of `rows`, by `weights`; those beyond the last row must be 0.
+///
+/// # Panics
+/// If `rows` is not one or more whole rows, or there are fours of weights without any row.
+pub fn row(isa: Isa, rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
+    assert!(!rows.is_empty() && rows.len() % out.len() == 0, "{} values for {}", rows.len(), out.len());
+    assert!(weights.len() <= (rows.len() / out.len()).div_ceil(4), "{} fours of weights", weights.len());
+    // SAFETY: the assertions above.
+    unsafe { run_row(isa, rows, weights, out) }
+}
+
+/// Makes columns of a strip of [`STRIP_ROWS`] rows. Output pixel `i` of row `r` is made of the inputs from
+/// `firsts[i]` on by the `fours` fours of weights at `i·fours`, of which those beyond the last column must be 0.
+/// A row takes its pixels and [`STRIP_PADDING`] bytes, in `strip` and in `out`.
+///
+/// # Panics
+/// If a slice does not hold these rows, or weights reach further than four columns beyond the last.
+pub fn columns(isa: Isa, strip: &[u8], firsts: &[usize], fours: usize, weights: &[Weights4], out: &mut [u8]) {
+    let stride = strip.len() / STRIP_ROWS;
+    assert!(strip.len() % STRIP_ROWS == 0 && stride > STRIP_PADDING, "{} bytes of a strip", strip.len());
+    assert_eq!(out.len(), STRIP_ROWS * (firsts.len() * 3 + STRIP_PADDING), "bytes of a strip");
+    assert_eq!(weights.len(), firsts.len() * fours, "fours of weights");
+    // The last load of a row ends four bytes beyond its four pixels.
+    let last = firsts.iter().max().map_or(0, |first| (first + 4 * fours) * 3 + 4);
+    assert!(last <= stride, "columns up to byte {last} of {stride}");
+    // SAFETY: the assertions above.
+    unsafe { run_columns(isa, strip, firsts, fours, weights, out) }
+}
+
+dispatch!(fn run_row => row_body(rows: &[u8], weights: &[Weights4], out: &mut [u8]));
+dispatch!(
+    fn run_columns => columns_body(
+        strip: &[u8], firsts: &[usize], fours: usize, weights: &[Weights4], out: &mut [u8]
+    )
+);
+
 #[inline(always)]
-unsafe fn body<S: Simd>(rows: &[u8], weights: &[i32], out: &mut [u8]) {
-    let row = out.len();
-    let Some(last) = row.checked_sub(LANES) else {
+unsafe fn row_body<S: Simd>(rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
+    let (len, last_row) = (out.len(), rows.len() / out.len() - 1);
+    let Some(last) = len.checked_sub(LANES) else {
         for (x, out) in out.iter_mut().enumerate() {
-            let sum: i32 =
-                weights.iter().zip(rows[x..].iter().step_by(row)).map(|(w, v)| w * i32::from(*v)).sum();
+            let all = weights.iter().flat_map(Weights4::plain);
+            let sum: i32 = all.zip(rows[x..].iter().step_by(len)).map(|(w, v)| w * i32::from(*v)).sum();
             *out = ((sum + ROUND) >> PRECISION_BITS).clamp(0, 255) as u8;
         }
         return;
     };
     // The last block may overlap the one before it.
-    for x in (0..row).step_by(LANES).map(|x| x.min(last)) {
-        let mut sums = [ROUND; LANES];
-        for (k, weight) in weights.iter().enumerate() {
-            let from: &[u8; LANES] = rows[k * row + x..][..LANES].try_into().expect("LANES values");
-            for (sum, value) in sums.iter_mut().zip(from) {
-                *sum += weight * i32::from(*value);
+    for x in (0..len).step_by(LANES).map(|x| x.min(last)) {
+        // SAFETY: rows up to `last_row` have `LANES` values from `x` on, and so has `out`.
+        unsafe {
+            let mut sums = [S::wide_splat_i(ROUND); 4];
+            for (four, weights) in weights.iter().enumerate() {
+                let from = |k: usize| rows.as_ptr().add((4 * four + k).min(last_row) * len + x);
+                let quads = S::wide_quads([from(0), from(1), from(2), from(3)]);
+                for (sum, quads) in sums.iter_mut().zip(quads) {
+                    *sum = S::wide_dot4(*sum, quads, weights);
+                }
             }
+            S::wide_store_quads(out.as_mut_ptr().add(x), sums);
         }
-        for (out, sum) in out[x..x + LANES].iter_mut().zip(sums) {
-            *out = (sum >> PRECISION_BITS).clamp(0, 255) as u8;
+    }
+}
+
+#[inline(always)]
+unsafe fn columns_body<S: Simd>(
+    strip: &[u8],
+    firsts: &[usize],
+    fours: usize,
+    weights: &[Weights4],
+    out: &mut [u8],
+) {
+    let (from, to) = (strip.len() / STRIP_ROWS, out.len() / STRIP_ROWS);
+    for (i, (first, weights)) in firsts.iter().zip(weights.chunks_exact(fours)).enumerate() {
+        // SAFETY: the caller has checked that 16 bytes from every input, and 4 from every output, are there.
+        unsafe {
+            let mut sums = S::wide_splat_i(ROUND);
+            for (four, weights) in weights.iter().enumerate() {
+                let p = strip.as_ptr().add((first + 4 * four) * 3);
+                let pixels = S::wide_pixels([p, p.add(from), p.add(2 * from), p.add(3 * from)]);
+                sums = S::wide_dot4(sums, pixels, weights);
+            }
+            let p = out.as_mut_ptr().add(i * 3);
+            S::wide_store_pixels([p, p.add(to), p.add(2 * to), p.add(3 * to)], sums);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_of_weights_add_up_to_them() {
+        let mut state = 1u32;
+        for i in 0..10_000 {
+            let weights: [i32; 4] = std::array::from_fn(|k| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match i {
+                    0 => [0, -1, 128, -128][k],
+                    1 => [4095, 4096, -4096, -4097][k],
+                    2 => [1, -1, 1, -1][k] * (1 << PRECISION_BITS) / 10 * 19,
+                    _ => state as i32 >> 9,
+                }
+            });
+            let digits = Weights4::new(weights);
+            assert_eq!(digits.plain(), weights);
+            let halves = |pair: i32| [i32::from(pair as i16), pair >> 16];
+            let pairs = digits.pairs.map(|[high, low]| {
+                let (high, low) = (halves(high), halves(low));
+                [high[0] * 4096 + low[0], high[1] * 4096 + low[1]]
+            });
+            assert_eq!([pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1]], weights);
         }
     }
 }

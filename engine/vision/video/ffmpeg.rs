@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MAX_FRAMES: usize = 1 << 22;
 /// What is kept of a program's complaints, in bytes.
 const COMPLAINT_BYTES: usize = 600;
+/// Longest expression that ffmpeg is given, in bytes: Linux takes arguments of up to 128 KiB.
+const MAX_CHOICE_BYTES: usize = 100_000;
 /// Longest line of output that is looked at, in bytes.
 const MAX_LINE_BYTES: u64 = 4096;
 
@@ -128,12 +130,17 @@ impl Tools {
         wanted: &[u64],
         keep: &mut dyn FnMut(u64, Rgb8) -> Result<()>,
     ) -> Result<()> {
-        let choice: Vec<String> = wanted.iter().map(|n| format!("eq(n,{n})")).collect();
+        let (Some(&first), Some(&last)) = (wanted.first(), wanted.last()) else { return Ok(()) };
+        let (mut choice, mut chosen) = (choice(&runs(wanted)), wanted.to_vec());
+        if choice.len() > MAX_CHOICE_BYTES {
+            // Frames that nobody wants come along.
+            (choice, chosen) = (self::choice(&[(first, last)]), (first..=last).collect());
+        }
         let mut command = Command::new(&self.ffmpeg);
         command.args(["-nostdin", "-hide_banner", "-v", "error", "-protocol_whitelist", "file,crypto,data"]);
         command.arg("-i").arg(input(path)?).args(["-map", "0:V:0", "-vf"]);
-        command.arg(format!("select='{}'", choice.join("+"))).args([passthrough, "passthrough"]);
-        command.args(["-frames:v", &wanted.len().to_string()]);
+        command.arg(format!("select='{choice}'")).args([passthrough, "passthrough"]);
+        command.args(["-frames:v", &chosen.len().to_string()]);
         command.args(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]);
         let running = Running::start(command, &self.ffmpeg, name, |out, sender| {
             let mut out = BufReader::new(out);
@@ -145,14 +152,34 @@ impl Tools {
                 }
             }
         })?;
-        for &number in wanted {
+        for number in chosen {
             match running.next()? {
+                Some(Ok(Some(_))) if wanted.binary_search(&number).is_err() => {}
                 Some(Ok(Some(frame))) => keep(number, frame)?,
                 Some(Err(problem)) => return Err(error(name, problem, "convert it to H.264 in MP4")),
                 Some(Ok(None)) | None => break,
             }
         }
         running.finish()
+    }
+}
+
+/// Ascending numbers as runs of consecutive ones: the first and last of each.
+fn runs(numbers: &[u64]) -> Vec<(u64, u64)> {
+    numbers.chunk_by(|a, b| a + 1 == *b).map(|run| (run[0], run[run.len() - 1])).collect()
+}
+
+/// An expression of ffmpeg that is not 0 for the frames of these runs. A search tree: ffmpeg refuses an expression
+/// of some hundred terms, and counts its depth.
+fn choice(runs: &[(u64, u64)]) -> String {
+    match runs {
+        [] => "0".into(),
+        [(first, last)] if first == last => format!("eq(n,{first})"),
+        [(first, last)] => format!("between(n,{first},{last})"),
+        _ => {
+            let (below, above) = runs.split_at(runs.len() / 2);
+            format!("if(lt(n,{}),{},{})", above[0].0, choice(below), choice(above))
+        }
     }
 }
 
@@ -276,4 +303,52 @@ fn collect(mut stderr: ChildStderr) -> String {
         kept.drain(..extra);
     }
     String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ffmpeg makes of an expression of [`choice`] for frame `n`, and how deep its parentheses go.
+    fn evaluate(text: &str, n: u64) -> (bool, usize) {
+        let (function, rest) = text.split_once('(').expect("a function");
+        let (mut depth, mut parts, mut start) = (0, Vec::new(), 0);
+        let inside = rest.strip_suffix(')').expect("its end");
+        for (i, c) in inside.char_indices() {
+            match c {
+                '(' => depth += 1,
+                ')' => depth -= 1,
+                ',' if depth == 0 => {
+                    parts.push(&inside[start..i]);
+                    start = i + 1;
+                }
+                _ => {}
+            }
+        }
+        parts.push(&inside[start..]);
+        let number = |i: usize| parts[i].parse::<u64>().expect("a number");
+        match (function, parts.len()) {
+            ("eq", 2) => (n == number(1), 1),
+            ("lt", 2) => (n < number(1), 1),
+            ("between", 3) => ((number(1)..=number(2)).contains(&n), 1),
+            ("if", 3) => {
+                let (value, depth) = evaluate(parts[if evaluate(parts[0], n).0 { 1 } else { 2 }], n);
+                (value, depth + 1)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_choice_is_of_the_wanted_frames_and_not_deep() {
+        let spread: Vec<u64> = (0..768).map(|i| i * 18_000 / 768).collect();
+        for wanted in [vec![5], vec![0, 1, 2], vec![3, 9], vec![0, 4, 5, 6, 8, 11, 12], spread] {
+            let text = choice(&runs(&wanted));
+            for n in 0..=wanted[wanted.len() - 1] + 2 {
+                let (value, depth) = evaluate(&text, n);
+                assert_eq!(value, wanted.contains(&n), "frame {n}");
+                assert!(depth <= 12, "{depth}");
+            }
+        }
+    }
 }

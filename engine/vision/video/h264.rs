@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 
 use rust_h264::decoder::{Frame, OrderedDecoder};
 use rust_h264::error::DecodeError;
@@ -20,7 +23,7 @@ const MAX_SAMPLE_BYTES: u32 = 64 << 20;
 
 /// A track that can be decoded here.
 pub struct Video {
-    file: File,
+    file: Mutex<File>,
     track: Track,
     /// Samples that are shown, in the order in which they are: indices of samples.
     shown: Vec<u32>,
@@ -42,7 +45,7 @@ impl Video {
         let mut shown: Vec<u32> =
             (0..track.samples.len() as u32).filter(|&i| !track.samples[i as usize].hidden).collect();
         shown.sort_by_key(|&i| track.samples[i as usize].pts);
-        Ok(Video { file, track, shown, size })
+        Ok(Video { file: Mutex::new(file), track, shown, size })
     }
 
     /// Frames that are shown.
@@ -67,44 +70,105 @@ impl Video {
         (pts(self.shown[frame as usize]) - pts(self.shown[0])) as f64 / f64::from(self.track.timescale)
     }
 
-    /// Decodes the frames with these numbers, ascending, and gives each to `keep`, in no order. Skips
-    /// what no wanted frame depends on.
+    /// Decodes the frames with these numbers, ascending, on up to `threads` threads, and gives each to `keep`, in no
+    /// order. Skips what no wanted frame depends on.
     pub fn decode(
-        &mut self,
+        &self,
         wanted: &[u64],
+        threads: usize,
         keep: &mut dyn FnMut(u64, Rgb8) -> crate::Result<()>,
     ) -> Result<crate::Result<()>, Problem> {
-        let avcc = self.track.avcc.clone();
-        let config = configuration(&avcc)?;
-        // By sample, the number of the wanted frame.
-        let mut missing: BTreeMap<u32, u64> =
-            wanted.iter().map(|&frame| (self.shown[frame as usize], frame)).collect();
-        let targets: Vec<u32> = missing.keys().copied().collect();
-        let mut run = Run::new(&config)?;
-        let mut next = 0;
-        for target in targets {
-            let start = self.start_of(target);
-            if start > next {
-                if let Err(e) = take(run.finish()?, &run, self.track.rotation, &mut missing, keep) {
-                    return Ok(Err(e));
-                }
-                run = Run::new(&config)?;
-                next = start;
+        let stretches = self.stretches(wanted);
+        let threads = threads.min(stretches.len()).min(self.decoders_in_memory());
+        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            // One frame waits: more would be memory.
+            let (sender, frames) = sync_channel(1);
+            let workers: Vec<_> = (0..threads)
+                .map(|_| {
+                    let (sender, stretches, next, stop) = (sender.clone(), &stretches, &next, &stop);
+                    scope.spawn(move || {
+                        loop {
+                            let at = next.fetch_add(1, Ordering::Relaxed);
+                            let Some(stretch) = stretches.get(at) else { return Ok(()) };
+                            if let Err(problem) = self.decode_stretch(stretch, stop, &sender) {
+                                stop.store(true, Ordering::Relaxed);
+                                return Err((at, problem));
+                            }
+                        }
+                    })
+                })
+                .collect();
+            drop(sender);
+            let kept = frames.iter().try_for_each(|(number, rgb)| keep(number, rgb));
+            stop.store(kept.is_err(), Ordering::Relaxed);
+            // Senders end when nobody receives.
+            drop(frames);
+            let ends = workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            // The first problem in the film: which thread meets its own first is chance.
+            match ends.filter_map(Result::err).min_by_key(|(at, _)| *at) {
+                Some((_, problem)) => Err(problem),
+                None => Ok(kept),
             }
-            while next <= target {
-                let bytes = self.read_sample(next)?;
-                let frames = run.feed(&bytes, config.length_size, next)?;
-                if let Err(e) = take(frames, &run, self.track.rotation, &mut missing, keep) {
-                    return Ok(Err(e));
-                }
-                next += 1;
+        })
+    }
+
+    /// What decoders of one film may hold together.
+    fn decoders_in_memory(&self) -> usize {
+        const BYTES: u64 = 160 << 20;
+        // Reference frames, those that wait for their turn, and the one that is kept: with 12 bits a pixel.
+        const FRAMES: u64 = 20;
+        let frame = u64::from(self.size.0) * u64::from(self.size.1) * 3 / 2;
+        (BYTES / (FRAMES * frame).max(1)).max(1) as usize
+    }
+
+    /// Samples that are decoded together, from one where decoding can start.
+    fn stretches(&self, wanted: &[u64]) -> Vec<Stretch> {
+        let mut by_start: BTreeMap<u32, BTreeMap<u32, u64>> = BTreeMap::new();
+        for &frame in wanted {
+            let sample = self.shown[frame as usize];
+            by_start.entry(self.start_of(sample)).or_default().insert(sample, frame);
+        }
+        by_start.into_iter().map(|(start, wanted)| Stretch { start, wanted }).collect()
+    }
+
+    fn decode_stretch(
+        &self,
+        stretch: &Stretch,
+        stop: &AtomicBool,
+        sender: &SyncSender<(u64, Rgb8)>,
+    ) -> Result<(), Problem> {
+        let config = configuration(&self.track.avcc)?;
+        let mut missing = stretch.wanted.clone();
+        let mut run = Run::new(&config)?;
+        let last = *stretch.wanted.keys().next_back().unwrap_or(&stretch.start);
+        // Whether the receiver, who has an error of its own, is still there.
+        let mut give = |frames: Vec<(Frame, u32)>, colour| {
+            frames.into_iter().all(|(frame, sample)| match missing.remove(&sample) {
+                Some(number) => sender.send((number, to_rgb(&frame, colour, self.track.rotation))).is_ok(),
+                None => true,
+            })
+        };
+        for at in stretch.start..=last {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let bytes = self.read_sample(at)?;
+            let nals = parse_avcc(&bytes, config.length_size);
+            if !stretch.wanted.contains_key(&at) && nobody_refers_to(&nals) {
+                continue;
+            }
+            let frames = run.feed(&nals, at)?;
+            if !give(frames, run.colour) {
+                return Ok(());
             }
         }
-        if let Err(e) = take(run.finish()?, &run, self.track.rotation, &mut missing, keep) {
-            return Ok(Err(e));
+        let frames = run.finish()?;
+        if !give(frames, run.colour) {
+            return Ok(());
         }
         match missing.into_iter().next() {
-            None => Ok(Ok(())),
+            None => Ok(()),
             Some((sample, frame)) => {
                 Err(Problem::Bad(format!("frame {frame} (the {sample}th stored) does not decode")))
             }
@@ -123,11 +187,12 @@ impl Video {
         start
     }
 
-    fn read_sample(&mut self, at: u32) -> Result<Vec<u8>, Problem> {
+    fn read_sample(&self, at: u32) -> Result<Vec<u8>, Problem> {
         let sample = self.track.samples[at as usize];
         let mut bytes = vec![0; sample.size as usize];
-        let read =
-            self.file.seek(SeekFrom::Start(sample.offset)).and_then(|_| self.file.read_exact(&mut bytes));
+        // A panic of another thread leaves the file as good as it was.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(sample.offset)).and_then(|_| file.read_exact(&mut bytes));
         read.map_err(|e| Problem::Bad(format!("frame {at} cannot be read: {e}")))?;
         Ok(bytes)
     }
@@ -155,20 +220,17 @@ fn problem(what: &str, error: &DecodeError) -> Problem {
     }
 }
 
-/// Gives the wanted ones among `frames` to `keep`.
-fn take(
-    frames: Vec<(Frame, u32)>,
-    run: &Run,
-    rotation: super::Rotation,
-    missing: &mut BTreeMap<u32, u64>,
-    keep: &mut dyn FnMut(u64, Rgb8) -> crate::Result<()>,
-) -> crate::Result<()> {
-    for (frame, sample) in frames {
-        if let Some(number) = missing.remove(&sample) {
-            keep(number, to_rgb(&frame, run.colour, rotation))?;
-        }
-    }
-    Ok(())
+/// Samples from one where decoding can start up to the last wanted one.
+struct Stretch {
+    start: u32,
+    /// The numbers of the wanted frames, by sample.
+    wanted: BTreeMap<u32, u64>,
+}
+
+/// Whether a sample is a picture that no other one is predicted from.
+fn nobody_refers_to(nals: &[NalUnit]) -> bool {
+    let picture = |t| matches!(t, NalUnitType::Slice | NalUnitType::SliceDataA);
+    nals.iter().any(|nal| picture(nal.nal_unit_type)) && nals.iter().all(|nal| nal.nal_ref_idc == 0)
 }
 
 /// A decoder between two places where decoding can start.
@@ -190,13 +252,12 @@ impl Run {
         Ok(run)
     }
 
-    fn feed(&mut self, sample: &[u8], length_size: usize, at: u32) -> Result<Vec<(Frame, u32)>, Problem> {
-        let nals = parse_avcc(sample, length_size);
+    fn feed(&mut self, nals: &[NalUnit], at: u32) -> Result<Vec<(Frame, u32)>, Problem> {
         if nals.is_empty() {
             return Err(Problem::Bad(format!("frame {at} is damaged")));
         }
         let mut frames = Vec::new();
-        for nal in &nals {
+        for nal in nals {
             frames.extend(self.nal(nal, at)?);
         }
         Ok(frames)

@@ -1,7 +1,7 @@
 //! Video files: from a path to the frames that the model looks at.
 //!
-//! Frames are decoded in order, and only those that [`sample()`] chooses are kept, resized at once: memory
-//! is that of the sampled frames in the model's size and of a few whole ones, however long the film.
+//! Only the frames that [`sample()`] chooses are kept, resized at once: memory is that of the sampled frames in
+//! the model's size and of a few whole ones for each thread, however long the film.
 //! H.264 in MP4 is decoded in this program, everything else by the `ffmpeg` program if it is installed.
 //!
 //! Sampling and sizes are those of qwen-vl-utils 0.0.14. It resizes frames with torchvision; here it is
@@ -192,7 +192,7 @@ impl Kept<'_> {
 }
 
 fn built_in(
-    mut video: h264::Video,
+    video: h264::Video,
     name: &str,
     options: &VideoOptions,
     size_of: SizeOf,
@@ -210,7 +210,8 @@ fn built_in(
     let mut unique = numbers.clone();
     unique.dedup();
     let mut kept = Kept::new(&numbers, target);
-    if let Err(e) = video.decode(&unique, &mut |number, rgb| {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    if let Err(e) = video.decode(&unique, threads, &mut |number, rgb| {
         kept.keep(number, rgb);
         Ok(())
     })? {

@@ -227,6 +227,10 @@ fn sizes(stsz: &[u8]) -> Parsed<Vec<Sample>> {
         return bad("the table of sizes is cut short");
     };
     let count = count as usize;
+    let listed = stsz.len().saturating_sub(12) / 4;
+    if size == 0 && listed < count {
+        return bad(format!("the table of sizes has {listed} of {count} frames"));
+    }
     if count > MAX_SAMPLES {
         return Err(Problem::Unsupported(format!("a track of {count} frames (more than {MAX_SAMPLES})")));
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, Weights4};
 
 /// AVX2 with FMA and F16C.
 #[derive(Clone, Copy)]
@@ -273,6 +273,71 @@ impl Simd for Avx2 {
             [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
         }
     }
+    #[inline(always)]
+    unsafe fn wide_quads(rows: [*const u8; 4]) -> [[__m256i; 2]; 4] {
+        unsafe {
+            let half = |h: usize| {
+                let [a, b, c, d] = rows.map(|p| _mm256_loadu_si256(p.add(32 * h).cast()));
+                let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+                [
+                    _mm256_unpacklo_epi16(ab, cd),
+                    _mm256_unpackhi_epi16(ab, cd),
+                    _mm256_unpacklo_epi16(ab_high, cd_high),
+                    _mm256_unpackhi_epi16(ab_high, cd_high),
+                ]
+            };
+            let (first, second) = (half(0), half(1));
+            std::array::from_fn(|i| [first[i], second[i]])
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_quads(p: *mut u8, v: [[__m256i; 2]; 4]) {
+        unsafe {
+            for h in 0..2 {
+                let [a, b, c, d] = v.map(|v| _mm256_srai_epi32::<22>(v[h]));
+                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                _mm256_storeu_si256(p.add(32 * h).cast(), bytes);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_pixels(rows: [*const u8; 4]) -> [__m256i; 2] {
+        unsafe {
+            let [a, b, c, d] = rows.map(|p| _mm_loadu_si128(p.cast()));
+            let channels = _mm256_broadcastsi128_si256(channels());
+            let two = |low, high| {
+                let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high);
+                _mm256_shuffle_epi8(both, channels)
+            };
+            [two(a, b), two(c, d)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [__m256i; 2]) {
+        unsafe {
+            for (h, v) in v.into_iter().enumerate() {
+                let words = _mm256_srai_epi32::<22>(v);
+                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(words, words), words);
+                _mm_storeu_si32(rows[2 * h], _mm256_castsi256_si128(bytes));
+                _mm_storeu_si32(rows[2 * h + 1], _mm256_extracti128_si256::<1>(bytes));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_dot4(acc: [__m256i; 2], bytes: [__m256i; 2], weights: &Weights4) -> [__m256i; 2] {
+        unsafe {
+            let [even, odd] = weights.pairs.map(|digits| digits.map(|d| _mm256_set1_epi32(d)));
+            std::array::from_fn(|h| {
+                let first = _mm256_and_si256(bytes[h], _mm256_set1_epi16(0xff));
+                let second = _mm256_srli_epi16::<8>(bytes[h]);
+                let dot = |i: usize| {
+                    _mm256_add_epi32(_mm256_madd_epi16(first, even[i]), _mm256_madd_epi16(second, odd[i]))
+                };
+                _mm256_add_epi32(_mm256_add_epi32(acc[h], dot(1)), _mm256_slli_epi32::<12>(dot(0)))
+            })
+        }
+    }
 }
 
 /// See [`Simd::wide_nibbles`].
@@ -305,4 +370,11 @@ unsafe fn spread(word: u32) -> __m256i {
         let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
         _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(word as i32), shifts), _mm256_set1_epi32(15))
     }
+}
+
+/// The order that puts the bytes of a channel of four pixels side by side.
+#[inline(always)]
+pub(super) unsafe fn channels() -> __m128i {
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1) }
 }

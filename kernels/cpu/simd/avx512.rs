@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, Simd};
+use super::{Avx2, Simd, Weights4};
 
 /// AVX-512 as of Ice Lake and Zen 4.
 #[derive(Clone, Copy)]
@@ -185,5 +185,59 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn wide_load_i8(p: *const u8) -> __m512i {
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn wide_quads(rows: [*const u8; 4]) -> [__m512i; 4] {
+        unsafe {
+            let [a, b, c, d] = rows.map(|p| _mm512_loadu_si512(p.cast()));
+            let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
+            let (ab_high, cd_high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
+            [
+                _mm512_unpacklo_epi16(ab, cd),
+                _mm512_unpackhi_epi16(ab, cd),
+                _mm512_unpacklo_epi16(ab_high, cd_high),
+                _mm512_unpackhi_epi16(ab_high, cd_high),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_quads(p: *mut u8, v: [__m512i; 4]) {
+        unsafe {
+            let [a, b, c, d] = v.map(|v| _mm512_srai_epi32::<22>(v));
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            _mm512_storeu_si512(p.cast(), bytes);
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_pixels(rows: [*const u8; 4]) -> __m512i {
+        unsafe {
+            let [a, b, c, d] = rows.map(|p| _mm_loadu_si128(p.cast()));
+            let ab = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+            let cd = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
+            let all = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(ab), cd);
+            _mm512_shuffle_epi8(all, _mm512_broadcast_i32x4(super::avx2::channels()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: __m512i) {
+        unsafe {
+            let words = _mm512_srai_epi32::<22>(v);
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(words, words), words);
+            let low = _mm512_castsi512_si128(bytes);
+            _mm_storeu_si32(rows[0], low);
+            _mm_storeu_si32(rows[1], _mm512_extracti32x4_epi32::<1>(bytes));
+            _mm_storeu_si32(rows[2], _mm512_extracti32x4_epi32::<2>(bytes));
+            _mm_storeu_si32(rows[3], _mm512_extracti32x4_epi32::<3>(bytes));
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_dot4(acc: __m512i, bytes: __m512i, weights: &Weights4) -> __m512i {
+        unsafe {
+            let [low, middle, high] = weights.bytes.map(|digits| _mm512_set1_epi32(digits));
+            let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, high);
+            let sum = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(sum), bytes, middle);
+            let sum = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(sum), bytes, low);
+            _mm512_add_epi32(acc, sum)
+        }
     }
 }

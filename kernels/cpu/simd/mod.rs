@@ -16,6 +16,8 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
+use super::resample::Weights4;
+
 /// Vectors of `f32`, `i32` and pairs of `i16`.
 ///
 /// # Safety
@@ -120,4 +122,18 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn wide_high_bytes(v: Self::WideI) -> Self::WideI;
     /// Reads 16 bytes, sign-extended, one for each lane.
     unsafe fn wide_load_i8(p: *const u8) -> Self::WideI;
+
+    /// Reads 64 bytes of each row. A lane of the result has the four bytes of one place, in an order of places
+    /// that [`Simd::wide_store_quads`] undoes.
+    unsafe fn wide_quads(rows: [*const u8; 4]) -> [Self::WideI; 4];
+    /// Writes 64 bytes, `clamp(lane >> 22, 0, 255)` of each lane.
+    unsafe fn wide_store_quads(p: *mut u8, v: [Self::WideI; 4]);
+    /// Reads 16 bytes of each row, of which 12 are four pixels. Lane `4·r + c` has the four bytes of channel `c`
+    /// of row `r`.
+    unsafe fn wide_pixels(rows: [*const u8; 4]) -> Self::WideI;
+    /// Writes 4 bytes in each row: three channels, as [`Simd::wide_pixels`] has them, by the rule of
+    /// [`Simd::wide_store_quads`], and one of any value.
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: Self::WideI);
+    /// In each lane, `acc` plus the products of its four bytes with the four weights, modulo 2³².
+    unsafe fn wide_dot4(acc: Self::WideI, bytes: Self::WideI, weights: &Weights4) -> Self::WideI;
 }

@@ -1,6 +1,6 @@
 //! The vectors in plain Rust.
 
-use super::Simd;
+use super::{Simd, Weights4};
 
 /// Plain Rust.
 #[derive(Clone, Copy)]
@@ -14,6 +14,12 @@ fn map2<T: Copy, const N: usize>(a: [T; N], b: [T; N], f: impl Fn(T, T) -> T) ->
 #[inline(always)]
 fn halves(v: i32) -> (i32, i32) {
     (i32::from(v as i16), v >> 16)
+}
+
+/// A byte of a number with 22 fractional bits.
+#[inline(always)]
+fn rounded_down(v: i32) -> u8 {
+    (v >> 22).clamp(0, 255) as u8
 }
 
 // SAFETY (all functions): pointers are valid by the contract of `Simd`, and unaligned reads and
@@ -224,5 +230,46 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn wide_load_i8(p: *const u8) -> [i32; 16] {
         unsafe { p.cast::<[i8; 16]>().read_unaligned() }.map(i32::from)
+    }
+    #[inline(always)]
+    unsafe fn wide_quads(rows: [*const u8; 4]) -> [[i32; 16]; 4] {
+        unsafe {
+            let rows = rows.map(|p| p.cast::<[u8; 64]>().read_unaligned());
+            std::array::from_fn(|i| {
+                std::array::from_fn(|j| i32::from_le_bytes(rows.map(|row| row[16 * i + j])))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_quads(p: *mut u8, v: [[i32; 16]; 4]) {
+        unsafe { p.cast::<[[u8; 16]; 4]>().write_unaligned(v.map(|v| v.map(rounded_down))) }
+    }
+    #[inline(always)]
+    unsafe fn wide_pixels(rows: [*const u8; 4]) -> [i32; 16] {
+        unsafe {
+            let rows = rows.map(|p| p.cast::<[u8; 16]>().read_unaligned());
+            std::array::from_fn(|j| {
+                let (row, c) = (rows[j / 4], j % 4);
+                i32::from_le_bytes(std::array::from_fn(|k| row[3 * k + c]))
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [i32; 16]) {
+        for (r, p) in rows.into_iter().enumerate() {
+            let bytes = std::array::from_fn(|c| rounded_down(v[4 * r + c]));
+            unsafe { p.cast::<[u8; 4]>().write_unaligned(bytes) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_dot4(acc: [i32; 16], bytes: [i32; 16], weights: &Weights4) -> [i32; 16] {
+        let weights = weights.plain();
+        map2(acc, bytes, |acc, bytes| {
+            bytes
+                .to_le_bytes()
+                .iter()
+                .zip(weights)
+                .fold(acc, |acc, (v, w)| acc.wrapping_add(w * i32::from(*v)))
+        })
     }
 }
