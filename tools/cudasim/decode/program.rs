@@ -96,6 +96,8 @@ pub(crate) enum LaneSpecial {
 /// What is known of an instruction beside how to execute it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Meta {
+    /// Which unit executes it; set when the kernel is whole.
+    pub(crate) class: crate::class::Class,
     /// Line in the PTX.
     pub(crate) ptx_line: u32,
     /// Column in the PTX.

@@ -17,7 +17,7 @@ use super::run::{WarpStop, run_warp};
 use super::stats::Stats;
 use super::warp::{State, Warp};
 use crate::check::{FaultKind, Report};
-use crate::counters::{Class, Counters, InstructionCount};
+use crate::counters::{Counters, InstructionCount};
 use crate::decode::program::LaneSpecial;
 use crate::exec::inst::flag;
 use crate::memory::GlobalMemory;
@@ -349,7 +349,8 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     cta.acquired = 0;
     cta.instructions = 0;
     let checks = l.options.checks;
-    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races, l.program.reserved_shared);
+    let last = cta.warps.iter().map(|w| w.clock).max().unwrap_or(0);
+    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races, l.program.reserved_shared, last);
     if cta.local_bytes > 0 {
         cta.local.words().fill(u32::MAX);
     }
@@ -358,7 +359,7 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     for w in 0..cta.warps.len() {
         let first = w as u32 * 32;
         let count = (threads - first).min(32);
-        cta.warps[w].reset(if count == 32 { u32::MAX } else { (1 << count) - 1 });
+        cta.warps[w].reset(if count == 32 { u32::MAX } else { (1 << count) - 1 }, cta.shared.first_clock());
         let base = cta.warps[w].registers;
         let tids: [[u32; 3]; 32] = std::array::from_fn(|lane| cta.thread_index(w, lane as u32));
         let registers = cta.registers.words();
@@ -538,7 +539,6 @@ fn counters(
         if inst.flags & flag::HIDDEN != 0 {
             continue;
         }
-        let class = Class::of(&meta.text);
         let mut memory = s.memory;
         for n in [
             &mut memory.requests,
@@ -555,8 +555,8 @@ fn counters(
         instructions.push(InstructionCount {
             file: meta.source.map(|s| s.0),
             line: meta.source.map_or(meta.ptx_line, |s| s.1),
-            text: meta.text.to_string(),
-            class,
+            text: meta.text.clone(),
+            class: meta.class,
             warp_execs: scale(s.warp),
             thread_execs: scale(s.threads),
             memory: (memory.requests > 0).then_some(memory),
@@ -571,7 +571,7 @@ fn counters(
         dynamic_shared_bytes: l.launch.dynamic_shared_bytes,
         ctas: l.ctas(),
         sampled_ctas: sample,
-        files: l.kernel.files.to_vec(),
+        files: l.kernel.files.clone(),
         instructions,
         unique_read_sectors: sectors.read,
         unique_written_sectors: sectors.written,

@@ -38,6 +38,9 @@ impl Builder<'_> {
             }
         }
         self.mark_loads();
+        for meta in &mut self.program.meta {
+            meta.class = crate::class::Class::of(&meta.text);
+        }
         let tables = std::mem::take(&mut self.program.tables);
         for r in 0..self.pending.len() {
             let (range, first) = (self.pending[r].range.clone(), self.pending[r].first_virtual);

@@ -89,6 +89,10 @@ pub(crate) struct SharedMemory {
     more_readers: HashMap<u32, Vec<(u8, u32, u32)>>,
     /// Whether lanes of one warp are checked against each other.
     pub(crate) warp_races: bool,
+    /// Entries with clocks up to this one are of earlier CTAs.
+    base: u32,
+    /// Granules of copies that were issued and have not landed, and of those that were overwritten.
+    copies: u64,
 }
 
 impl SharedMemory {
@@ -106,23 +110,38 @@ impl SharedMemory {
             carried: HashMap::new(),
             more_readers: HashMap::new(),
             warp_races: false,
+            base: 0,
+            copies: 0,
         }
     }
 
-    /// Makes it as new, with or without the race check. The first `reserved` bytes are zeros, all else is poison.
-    pub(crate) fn reset(&mut self, races: bool, warp_races: bool, reserved: u32) {
+    /// Makes it as new, with or without the race check, for a CTA after one whose warps' clocks went up to `last`.
+    /// The first `reserved` bytes are zeros, all else is poison.
+    pub(crate) fn reset(&mut self, races: bool, warp_races: bool, reserved: u32, last: u32) {
         self.data.words().fill(u32::MAX);
         self.init.fill(0);
         self.data.words()[..reserved as usize / 4].fill(0);
         self.init[..reserved as usize / 64].fill(u64::MAX);
-        self.known.fill(0);
-        self.floors.fill(0);
         self.carried.clear();
         self.more_readers.clear();
         self.warp_races = warp_races;
         let n = if races { (self.bytes as usize).div_ceil(1 << self.granule_shift) } else { 0 };
-        self.entries.clear();
-        self.entries.resize(n, Entry::default());
+        // Clocks go on where those of the last CTA ended, so that its entries are before everything of this one.
+        if self.entries.len() == n && self.copies == 0 && last < u32::MAX / 2 {
+            self.base = last;
+        } else {
+            self.base = 0;
+            self.copies = 0;
+            self.entries.clear();
+            self.entries.resize(n, Entry::default());
+        }
+        self.known.fill(self.base);
+        self.floors.fill(self.base);
+    }
+
+    /// The clock with which the warps of this CTA begin.
+    pub(crate) fn first_clock(&self) -> u32 {
+        self.base + 1
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -210,7 +229,7 @@ impl SharedMemory {
     fn find_floor(&mut self, w: usize) {
         let known = &self.known[w * self.warps..(w + 1) * self.warps];
         let others = known.iter().enumerate().filter(|&(v, _)| v != w);
-        self.floors[w] = others.map(|(_, &k)| k).min().unwrap_or(0);
+        self.floors[w] = others.map(|(_, &k)| k).min().unwrap_or(self.base);
     }
 
     /// See [`Accessor::floor`].
@@ -252,7 +271,7 @@ impl SharedMemory {
 
     #[inline]
     fn unordered_write(&self, e: &Entry, by: &Accessor) -> bool {
-        if e.write_clock == 0 {
+        if e.write_clock <= self.base {
             return false;
         }
         let w = usize::from(e.write_warp);
@@ -283,7 +302,7 @@ impl SharedMemory {
             || e.write_lane == by.lane
             || e.write_sync != by.sync
             || e.write_pc == by.pc;
-        !e.pending && (e.write_clock == 0 || if own { apart } else { e.write_clock <= by.floor })
+        !e.pending && (e.write_clock <= self.base || if own { apart } else { e.write_clock <= by.floor })
     }
 
     /// Records a read; the first conflict, if any.
@@ -472,6 +491,7 @@ impl SharedMemory {
         let conflict = self.write(at, bytes, by, false);
         for g in self.granules(at, bytes) {
             self.entries[g].pending = true;
+            self.copies += 1;
         }
         conflict
     }
@@ -480,6 +500,7 @@ impl SharedMemory {
     pub(crate) fn land_copy(&mut self, at: u32, bytes: u32, by: &Accessor) {
         for g in self.granules(at, bytes) {
             let e = &mut self.entries[g];
+            self.copies -= u64::from(e.pending);
             e.pending = false;
             e.write_clock = by.clock;
             e.write_sync = by.sync;
@@ -499,10 +520,10 @@ mod tests {
 
     fn memory(warps: usize) -> (SharedMemory, Vec<Warp>) {
         let mut s = SharedMemory::new(64, 4, warps);
-        s.reset(true, true, 0);
+        s.reset(true, true, 0, 0);
         let mut all: Vec<Warp> = (0..warps).map(|_| Warp::new(0)).collect();
         for w in &mut all {
-            w.reset(u32::MAX);
+            w.reset(u32::MAX, 1);
         }
         (s, all)
     }
@@ -590,6 +611,27 @@ mod tests {
         assert_eq!(s.write(4, 4, &by(0, 0, 2, 1, 6), false), None);
         assert_eq!(s.ordered(4, 4, &by(1, 0, 2, 1, 7), false), Some(Conflict::ReadAfterWrite(6, 0, 0)));
         assert_eq!(s.ordered(4, 4, &by(1, 0, 2, 1, 8), true), Some(Conflict::WriteAfterWrite(6, 0, 0)));
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_cta_conflicts() {
+        let (mut s, _) = memory(2);
+        assert_eq!(s.write(0, 4, &by(1, 1, 7, 0, 10), false), None);
+        assert_eq!(s.read(4, 4, &by(1, 1, 7, 0, 11)), None);
+        assert_eq!(s.issue_copy(16, 16, &by(1, 0, 7, 0, 12)), None);
+        s.land_copy(16, 16, &by(1, 0, 7, 0, 13));
+        s.reset(true, true, 0, 7);
+        let clock = s.first_clock();
+        assert_eq!(clock, 8);
+        assert_eq!(s.read(0, 4, &by(0, 0, clock, 0, 1)), None);
+        assert_eq!(s.read(0, 4, &by(1, 0, clock, 0, 1)), None);
+        assert_eq!(s.write(4, 4, &by(0, 0, clock, 0, 2), false), None);
+        assert_eq!(s.read(16, 4, &by(0, 0, clock, 0, 3)), None);
+        assert_eq!(s.write(4, 4, &by(1, 0, clock, 0, 4), false), Some(Conflict::WriteAfterWrite(2, 0, 0)));
+        // A copy that never landed does not hold up the next CTA either.
+        assert_eq!(s.issue_copy(32, 16, &by(0, 0, clock, 0, 5)), None);
+        s.reset(true, true, 0, clock);
+        assert_eq!(s.read(32, 4, &by(0, 0, s.first_clock(), 0, 6)), None);
     }
 
     #[test]
