@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::consts;
 use super::cta::{Barrier, Cta, Rows};
 use super::cx::{Cx, Lately};
+use super::ends::{deadlock, fatal, set_fatal, waiting};
 use super::inst::NONE;
-use super::launch::{ExecOptions, Launch, Launching, Outcome, Place, Sampling};
+use super::launch::{ExecOptions, Launch, Launching, Outcome, Sampling};
 use super::mem::shared::SharedMemory;
 use super::run::{WarpStop, run_warp};
 use super::stats::Stats;
+use super::tally::counters;
 use super::warp::{State, Warp};
 use crate::check::{FaultKind, Report};
-use crate::counters::{Counters, InstructionCount};
 use crate::decode::program::LaneSpecial;
-use crate::exec::inst::flag;
 use crate::memory::GlobalMemory;
 
 /// Turns without news of all CTAs of a host thread after which it counts as stalled.
@@ -441,151 +441,4 @@ fn run_cta(cx: &mut Cx) -> CtaStop {
         }
     }
     CtaStop::Yield(true)
-}
-
-/// Makes the current fault the one that stops the kernel.
-fn fatal(cx: &mut Cx) {
-    let Some(fault) = cx.fault.take() else { return };
-    let place = Place {
-        kind: fault.kind,
-        pc: cx.pc,
-        block: cx.cta.block,
-        linear: cx.cta.linear,
-        thread: cx.cta.thread_index(cx.warp, fault.lane),
-        address: fault.address,
-        other: NONE,
-    };
-    let report = cx.launch.make_report(&place, fault.message);
-    keep_first(cx.launch, place.linear, report);
-}
-
-/// Of several host threads' faults the one of the first CTA is kept.
-fn keep_first(l: &Launching, linear: u64, report: Report) {
-    let mut slot = l.fatal.lock().unwrap_or_else(|e| e.into_inner());
-    if slot.as_ref().is_none_or(|(first, _)| linear < *first) {
-        *slot = Some((linear, report));
-    }
-}
-
-fn set_fatal(l: &Launching, cta: &Cta, warp: usize, kind: FaultKind, message: String) {
-    let pc = cta.warps.get(warp).and_then(|w| w.groups.first()).map_or(0, |g| g.pc);
-    let lane = cta.warps.get(warp).and_then(|w| w.groups.first()).map_or(0, |g| g.mask.trailing_zeros());
-    let place = Place {
-        kind,
-        pc,
-        block: cta.block,
-        linear: cta.linear,
-        thread: cta.thread_index(warp, lane),
-        address: None,
-        other: NONE,
-    };
-    keep_first(l, cta.linear, l.make_report(&place, message));
-}
-
-/// Where the warps of a CTA are.
-fn waiting(l: &Launching, cta: &Cta) -> String {
-    let mut out: Vec<(String, Vec<usize>)> = Vec::new();
-    for (w, warp) in cta.warps.iter().enumerate() {
-        for g in &warp.groups {
-            let what = match g.state {
-                State::Ready => "runs at".to_owned(),
-                State::Barrier(id) => format!("waits at barrier {id} at"),
-                State::Sync(_) => "waits for its other lanes at".to_owned(),
-            };
-            let text = format!("{what} {}", l.place_of(g.pc));
-            match out.iter_mut().find(|(t, _)| *t == text) {
-                Some((_, warps)) => warps.push(w),
-                None => out.push((text, vec![w])),
-            }
-        }
-    }
-    let shown: Vec<String> = out
-        .iter()
-        .map(|(text, warps)| {
-            let all: Vec<String> = warps.iter().take(8).map(|w| w.to_string()).collect();
-            let more = if warps.len() > 8 { ", …" } else { "" };
-            format!("warp {}{more} {text}", all.join(", "))
-        })
-        .collect();
-    shown.join("; ")
-}
-
-/// Reports a deadlock with every blocked warp's line.
-#[cold]
-fn deadlock(cx: &mut Cx, ctas: &[Box<Cta>]) {
-    let l = cx.launch;
-    let Some(cta) = ctas.iter().min_by_key(|c| c.linear) else { return };
-    let mut message = waiting(l, cta);
-    if ctas.len() > 1 {
-        message.push_str(&format!("; {} more blocks of this host thread wait too", ctas.len() - 1));
-    }
-    let warp = cta.warps.iter().position(|w| !w.done()).unwrap_or(0);
-    set_fatal(l, cta, warp, FaultKind::Deadlock, message);
-}
-
-/// Sums up what the host threads counted.
-fn counters(
-    l: &Launching,
-    stats: &Stats,
-    sample: Option<u64>,
-    per_cta: &mut [(u64, u32)],
-    scale: impl Fn(u64) -> u64,
-) -> Counters {
-    let whole = sample.map(|_| super::sampled::whole(l.memory, &l.table, &scale));
-    let touched = l.memory.take_sectors();
-    let sectors = whole.unwrap_or(touched);
-    let mut instructions = Vec::new();
-    for ((inst, meta), s) in l.program.insts.iter().zip(&l.program.meta).zip(&stats.insts) {
-        if inst.flags & flag::HIDDEN != 0 {
-            continue;
-        }
-        let mut memory = s.memory;
-        for n in [
-            &mut memory.requests,
-            &mut memory.bytes_asked,
-            &mut memory.sectors,
-            &mut memory.ideal_sectors,
-            &mut memory.passes,
-            &mut memory.wavefronts,
-            &mut memory.ideal_wavefronts,
-            &mut memory.collisions,
-        ] {
-            *n = scale(*n);
-        }
-        instructions.push(InstructionCount {
-            file: meta.source.map(|s| s.0),
-            line: meta.source.map_or(meta.ptx_line, |s| s.1),
-            text: meta.text.clone(),
-            class: meta.class,
-            warp_execs: scale(s.warp),
-            thread_execs: scale(s.threads),
-            memory: (memory.requests > 0).then_some(memory),
-        });
-    }
-    per_cta.sort_unstable();
-    Counters {
-        kernel: l.kernel.name.clone(),
-        grid: l.launch.grid,
-        block: l.launch.block,
-        static_shared_bytes: l.program.static_shared - l.program.reserved_shared,
-        dynamic_shared_bytes: l.launch.dynamic_shared_bytes,
-        ctas: l.ctas(),
-        sampled_ctas: sample,
-        files: l.kernel.files.clone(),
-        instructions,
-        unique_read_sectors: sectors.read,
-        unique_written_sectors: sectors.written,
-        read_bytes_asked: scale(stats.read_bytes),
-        written_bytes_asked: scale(stats.written_bytes),
-        l2_read_sectors: scale(stats.l2_read),
-        l2_written_sectors: scale(stats.l2_written),
-        l2_atomic_sectors: scale(stats.l2_atomic),
-        host_bytes: scale(stats.host_bytes),
-        longest_warp: stats.longest,
-        global_rounds: scale(stats.global_rounds),
-        async_waits: scale(stats.async_waits),
-        async_groups_at_wait: scale(stats.async_groups),
-        cta_warp_instructions: per_cta.iter().map(|c| c.1).collect(),
-        chunks: sectors.chunks,
-    }
 }
