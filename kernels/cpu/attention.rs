@@ -7,8 +7,9 @@
 //!         keys transposed: rows 15 KiB apart would share a few sets of the cache.
 //!         decoder: pages `[page][layer][kv_head]`, each K transposed `[d, 64]` and then V `[64, d]`, so that
 //!         both products read 16 contiguous floats per step.
-//! tile    6 query rows x 16 columns: 12 accumulators. In the decoder all query heads of a key head are
-//!         rows of one tile, so that a page is read once for all of them.
+//! tile    6 query rows x 16 columns: 12 accumulators of 8 lanes. With AVX-512 12 x 32 or 8 x 48: 24 of 16 lanes,
+//!         11 to 14 loads for 24 multiply-adds. In the decoder all query heads of a key head are rows of one tile,
+//!         so that a page is read once for all of them.
 //! bytes   decode: every key and value of the context once, 8·d per token and key head.
 //! bound   decode: bandwidth; vision and prefill: fused multiply-adds, 4·d FLOP per query-key pair.
 
@@ -398,18 +399,30 @@ unsafe fn multiply<S: Simd>(
     unsafe {
         let mut j = 0;
         while j + 16 <= n {
+            // As many columns as there are registers for, so that a broadcast serves several of them.
+            let columns = match (n - j) / 16 {
+                3 | 5 if S::TALL => 3,
+                2.. if S::TALL => 2,
+                _ => 1,
+            };
             let mut i = 0;
             while i < m {
                 let (a, b, c) = (a.add(i * lda), b.add(j), c.add(i * ldc + j));
-                i += match m - i {
-                    12.. if S::TALL => block::<S, 12>(a, lda, b, ldb, k, c, ldc),
-                    6.. => block::<S, 6>(a, lda, b, ldb, k, c, ldc),
-                    4.. => block::<S, 4>(a, lda, b, ldb, k, c, ldc),
-                    2.. => block::<S, 2>(a, lda, b, ldb, k, c, ldc),
-                    _ => block::<S, 1>(a, lda, b, ldb, k, c, ldc),
+                i += match (columns, m - i) {
+                    (3, 8..) => block::<S, 8, 3>(a, lda, b, ldb, k, c, ldc),
+                    (3, 4..) => block::<S, 4, 3>(a, lda, b, ldb, k, c, ldc),
+                    (3, _) => block::<S, 1, 3>(a, lda, b, ldb, k, c, ldc),
+                    (2, 12..) => block::<S, 12, 2>(a, lda, b, ldb, k, c, ldc),
+                    (2, 6..) => block::<S, 6, 2>(a, lda, b, ldb, k, c, ldc),
+                    (2, 2..) => block::<S, 2, 2>(a, lda, b, ldb, k, c, ldc),
+                    (2, _) => block::<S, 1, 2>(a, lda, b, ldb, k, c, ldc),
+                    (_, 6..) => block::<S, 6, 1>(a, lda, b, ldb, k, c, ldc),
+                    (_, 4..) => block::<S, 4, 1>(a, lda, b, ldb, k, c, ldc),
+                    (_, 2..) => block::<S, 2, 1>(a, lda, b, ldb, k, c, ldc),
+                    (_, _) => block::<S, 1, 1>(a, lda, b, ldb, k, c, ldc),
                 };
             }
-            j += 16;
+            j += 16 * columns;
         }
         if j < n {
             for i in 0..m {
@@ -424,9 +437,9 @@ unsafe fn multiply<S: Simd>(
     }
 }
 
-/// One block of `M` rows and 16 columns; returns `M`.
+/// One block of `M` rows and `W` times 16 columns; returns `M`.
 #[inline(always)]
-unsafe fn block<S: Simd, const M: usize>(
+unsafe fn block<S: Simd, const M: usize, const W: usize>(
     a: *const f32,
     lda: usize,
     b: *const f32,
@@ -438,18 +451,28 @@ unsafe fn block<S: Simd, const M: usize>(
     // SAFETY: the caller's extents.
     unsafe {
         // Plain loops: closures would not be compiled for the processor's features.
-        let mut acc = [S::wide_splat(0.0); M];
+        let mut acc = [[S::wide_splat(0.0); W]; M];
         for i in 0..M {
-            acc[i] = S::wide_load(c.add(i * ldc));
+            for w in 0..W {
+                acc[i][w] = S::wide_load(c.add(i * ldc + 16 * w));
+            }
         }
         for k in 0..k {
-            let b = S::wide_load(b.add(k * ldb));
+            let mut bv = [S::wide_splat(0.0); W];
+            for w in 0..W {
+                bv[w] = S::wide_load(b.add(k * ldb + 16 * w));
+            }
             for i in 0..M {
-                acc[i] = S::wide_fma(S::wide_splat(*a.add(i * lda + k)), b, acc[i]);
+                let av = S::wide_splat(*a.add(i * lda + k));
+                for w in 0..W {
+                    acc[i][w] = S::wide_fma(av, bv[w], acc[i][w]);
+                }
             }
         }
         for i in 0..M {
-            S::wide_store(c.add(i * ldc), acc[i]);
+            for w in 0..W {
+                S::wide_store(c.add(i * ldc + 16 * w), acc[i][w]);
+            }
         }
     }
     M
