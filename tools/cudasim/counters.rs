@@ -5,6 +5,8 @@
 //! [`Counters::sampled_ctas`]). A *warp instruction* is one instruction issued for one warp with at least one active
 //! lane; a *thread instruction* is one active lane of it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 pub use crate::class::{Class, MmaKind, MmaShape};
@@ -26,9 +28,11 @@ pub struct Counters {
     /// CTAs in the grid.
     pub ctas: u64,
     /// CTAs that really ran when the launch was sampled; every other counter is already scaled to the whole grid.
+    /// Counts of distinct sectors are then estimates: within an allocation they grow with the CTAs until all of it is
+    /// touched, which overestimates the part of an operand that several CTAs share.
     pub sampled_ctas: Option<u64>,
     /// Source files that [`InstructionCount::file`] indexes.
-    pub files: Vec<String>,
+    pub files: Arc<Vec<String>>,
     /// One entry per static instruction of the kernel, in the order of the PTX.
     pub instructions: Vec<InstructionCount>,
 
@@ -75,7 +79,7 @@ pub struct InstructionCount {
     /// Line in that file; without line information the line of the PTX text.
     pub line: u32,
     /// Opcode with its modifiers, as in the PTX, without guard and operands.
-    pub text: String,
+    pub text: Arc<str>,
     /// Which unit executes it.
     pub class: Class,
     /// Warp instructions.

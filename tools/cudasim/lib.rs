@@ -1,8 +1,10 @@
 //! A simulated CUDA GPU: a stand-in `libcuda.so.1` that executes the PTX of kernels on the CPU, checks what
 //! hardware would not tell, and counts what a profiler would.
 
-// A warp's 32 lanes are walked by number, over several rows at once.
-#![allow(clippy::needless_range_loop)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "the 32 lanes of a warp are walked by number, over several rows at once"
+)]
 
 pub mod check;
 mod class;

@@ -355,6 +355,11 @@ impl GlobalMemory {
         self.sectors.mark_written(addr, bytes);
     }
 
+    /// Counts the sectors of an allocation that were marked since the launch began, read and written.
+    pub fn sectors_of(&self, allocation: &Allocation) -> (u64, u64) {
+        self.sectors.marked_in(allocation.base, allocation.end())
+    }
+
     /// Counts the sectors marked since the launch began, and removes the marks.
     pub fn take_sectors(&self) -> SectorTotals {
         self.sectors.take()

@@ -284,9 +284,9 @@ fn lines(counters: &Counters) -> Vec<LineReport> {
                 line.local.add(memory);
             }
         }
-        match line.opcodes.iter_mut().find(|(text, _)| *text == i.text) {
+        match line.opcodes.iter_mut().find(|(text, _)| **text == *i.text) {
             Some((_, n)) => *n += i.warp_execs,
-            None => line.opcodes.push((i.text.clone(), i.warp_execs)),
+            None => line.opcodes.push((i.text.to_string(), i.warp_execs)),
         }
     }
     out

@@ -1,5 +1,6 @@
 //! Decoding of one instruction: modifiers, operands, emission.
 
+use super::builder::RESERVED_SHARED_BYTES;
 use super::builder::{Builder, Result, Symbol, class_of};
 use super::ops;
 use super::program::{Class, Fill, LaneSpecial, Meta, Uniform};
@@ -347,14 +348,34 @@ impl<'d, 'm> Dec<'d, 'm> {
             "smid" => Uniform::Smid,
             "nsmid" => Uniform::Nsmid,
             "gridid" => Uniform::GridId,
+            // What cooperative groups know of the launch: where the grid's barrier is.
+            "envreg0" => {
+                return Ok(self.b.fill(if class == Class::W64 { Fill::Row64(0) } else { Fill::Row32(0) }));
+            }
+            "envreg1" | "envreg2" => {
+                self.b.program.uses_workspace = true;
+                Uniform::GridWorkspace(bare == "envreg1")
+            }
+            // Scratch of cooperative groups.
+            _ if bare.starts_with("reserved_smem_offset_") => {
+                let at = match &bare["reserved_smem_offset_".len()..] {
+                    "begin" | "0" => 0,
+                    "1" => RESERVED_SHARED_BYTES / 2,
+                    "end" | "cap" => RESERVED_SHARED_BYTES,
+                    _ => return Err(self.unsupported(format!("special register `{name}`"))),
+                };
+                let row = self.b.fill(Fill::Row32(at));
+                return narrow(self, row);
+            }
             "dynamic_smem_size" => Uniform::DynamicShared,
             "total_smem_size" => Uniform::TotalShared,
             _ => {
                 let masks = ["eq", "le", "lt", "ge", "gt"];
                 let kind = bare.strip_prefix("lanemask_").and_then(|m| masks.iter().position(|x| *x == m));
                 let Some(kind) = kind else {
+                    let numbered = ["envreg", "pm"].iter().any(|family| bare.starts_with(family));
                     if bare.starts_with(|c: char| c.is_ascii_alphabetic())
-                        && !bare.ends_with(|c: char| c.is_ascii_digit())
+                        && (numbered || !bare.ends_with(|c: char| c.is_ascii_digit()))
                     {
                         return Err(self.unsupported(format!("special register `{name}`")));
                     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::exec::GlobalAddresses;
 use crate::ptx::ast::{self, Init, Operand, Space, Statement, Type};
 use crate::ptx::{Pos, PtxError, parse};
-use builder::{Builder, ModuleScope};
+use builder::{Builder, ModuleScope, RESERVED_SHARED_BYTES};
 use program::Program;
 
 /// The address that stands for a function of the module.
@@ -131,8 +131,9 @@ impl Module {
     /// # Errors
     ///
     /// When the text is not PTX, or a kernel (or a function that one calls) has an instruction that this simulator
-    /// does not execute.
+    /// does not execute. On an x86-64 machine without AVX2, FMA, F16C and BMI nothing can be executed.
     pub fn parse(text: &str) -> Result<Module, PtxError> {
+        crate::exec::lanes::supported().map_err(PtxError::Machine)?;
         let ast = parse(text)?;
         let files: Arc<Vec<String>> = Arc::new(ast.files.iter().map(|f| f.1.clone()).collect());
         let variables: Vec<&ast::Variable> =
@@ -143,6 +144,7 @@ impl Module {
             shared: HashMap::new(),
             functions: HashMap::new(),
             files: ast.files.iter().enumerate().map(|(i, f)| (f.0, i as u32)).collect(),
+            reserved_shared: if text.contains("%reserved_smem_offset_") { RESERVED_SHARED_BYTES } else { 0 },
             addressed: Vec::new(),
         };
         for (i, v) in variables.iter().enumerate() {
@@ -238,7 +240,7 @@ fn kernel(
         name: f.name.clone(),
         params: out,
         param_bytes: at as u32,
-        static_shared_bytes: program.static_shared,
+        static_shared_bytes: program.static_shared - program.reserved_shared,
         local_bytes: program.local_bytes,
         max_threads: f.max_threads,
         req_threads: f.req_threads,

@@ -44,6 +44,8 @@ pub(crate) enum Uniform {
     TotalShared,
     /// Offset of the dynamic part of shared memory, plus a constant.
     DynamicSharedBase(u32),
+    /// Half of the address of a cooperative launch's workspace, the upper one for `true`; 0 in other launches.
+    GridWorkspace(bool),
 }
 
 /// How the words of the constant rows get their values.
@@ -94,6 +96,8 @@ pub(crate) enum LaneSpecial {
 /// What is known of an instruction beside how to execute it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Meta {
+    /// Which unit executes it; set when the kernel is whole.
+    pub(crate) class: crate::class::Class,
     /// Line in the PTX.
     pub(crate) ptx_line: u32,
     /// Column in the PTX.
@@ -158,6 +162,10 @@ pub(crate) struct Program {
     pub(crate) always: u32,
     /// Shared memory that the kernel declares.
     pub(crate) static_shared: u32,
+    /// Bytes at the start of shared memory that are not the program's; they are part of `static_shared`.
+    pub(crate) reserved_shared: u32,
+    /// Asks for the workspace of a cooperative launch.
+    pub(crate) uses_workspace: bool,
     /// Whether the kernel refers to dynamic shared memory.
     pub(crate) uses_dynamic_shared: bool,
     /// Alignment of the dynamic shared memory.

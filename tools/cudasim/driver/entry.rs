@@ -16,7 +16,7 @@ macro_rules! api {
         /// # Safety
         /// Pointers must be null or as the CUDA driver API documents for this function.
         #[unsafe(no_mangle)]
-        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[allow(non_snake_case, clippy::too_many_arguments, reason = "names and arguments are the driver's")]
         pub unsafe extern "C" fn $name($($arg: $type),*) -> u32 {
             $crate::driver::entry::enter(stringify!($name), move || -> $crate::driver::error::Result { $body })
         }

@@ -3,9 +3,10 @@
 //! The length comes from the image itself, and a truncated image may claim more than there is. So bytes are copied
 //! through the kernel, which says no where a plain read would end the process.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use super::error::{Error, Result};
+use super::state::lock;
 use crate::{elf, fatbin};
 
 /// No image is longer.
@@ -81,39 +82,40 @@ fn text(pointer: usize) -> Result<Vec<u8>> {
 
 /// `bytes` bytes at `pointer`, if the process can read them.
 fn copy(pointer: usize, bytes: u64) -> Result<Vec<u8>> {
-    if bytes > MAX_BYTES
-        || pointer.checked_add(bytes as usize).is_none()
-        || !readable(pointer, bytes as usize)
-    {
+    if bytes > MAX_BYTES || pointer.checked_add(bytes as usize).is_none() {
         return Err(Error::INVALID_IMAGE);
     }
-    let mut copied = vec![0u8; bytes as usize];
-    // SAFETY: every page of the source was found readable just now, and the program promised that its image stays.
-    unsafe { std::ptr::copy_nonoverlapping(pointer as *const u8, copied.as_mut_ptr(), copied.len()) };
+    let pipe = pipe()?;
+    // Room grows with what was found readable: a length that is a lie takes no memory.
+    let mut copied = Vec::new();
+    while copied.len() < bytes as usize {
+        let at = pointer + copied.len();
+        let step = (PAGE - at % PAGE).min(bytes as usize - copied.len());
+        let mut page = [0u8; PAGE];
+        // SAFETY: the kernel checks the source and answers EFAULT when it cannot be read; the destination has room for
+        // `step` bytes, at most a page. What was written is taken out again, so that the pipe never fills.
+        let done = unsafe {
+            libc::write(pipe[1], at as *const libc::c_void, step) == step as isize
+                && libc::read(pipe[0], page.as_mut_ptr().cast(), step) == step as isize
+        };
+        if !done {
+            return Err(Error::INVALID_IMAGE);
+        }
+        copied.extend_from_slice(&page[..step]);
+    }
     Ok(copied)
 }
 
-/// Whether all pages of the range can be read: asks the kernel to copy one byte of each to `/dev/null`'s kin, a pipe.
-fn readable(pointer: usize, bytes: usize) -> bool {
-    static PIPE: OnceLock<Option<[i32; 2]>> = OnceLock::new();
+/// A pipe through which the kernel copies, for one caller at a time.
+fn pipe() -> Result<MutexGuard<'static, [i32; 2]>> {
+    static PIPE: OnceLock<Option<Mutex<[i32; 2]>>> = OnceLock::new();
     let pipe = PIPE.get_or_init(|| {
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for the two descriptors.
-        (unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } == 0).then_some(ends)
+        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } == 0;
+        made.then(|| Mutex::new(ends))
     });
-    let Some([read_end, write_end]) = *pipe else { return true };
-    let last = pointer + bytes.max(1) - 1;
-    let first_page = pointer / PAGE;
-    (first_page..=last / PAGE).all(|page| {
-        let address = (page * PAGE).max(pointer);
-        let mut sink = 0u8;
-        // SAFETY: the kernel checks the address and answers EFAULT when it cannot be read; the byte written is taken
-        // out again, so that the pipe never fills.
-        unsafe {
-            libc::write(write_end, address as *const libc::c_void, 1) == 1
-                && libc::read(read_end, (&raw mut sink).cast(), 1) == 1
-        }
-    })
+    pipe.as_ref().map(lock).ok_or(Error::OPERATING_SYSTEM)
 }
 
 #[cfg(test)]
@@ -130,6 +132,15 @@ mod tests {
         assert_eq!(read(truncated.as_ptr() as usize).unwrap_err(), Error::INVALID_IMAGE);
         truncated.splice(8..16, (1u64 << 29).to_le_bytes());
         assert_eq!(read(truncated.as_ptr() as usize).unwrap_err(), Error::INVALID_IMAGE);
+    }
+
+    #[test]
+    fn short_texts_among_other_memory_are_copied() {
+        // What lies behind them on their pages may be anything, also the copy itself.
+        for length in 0..200 {
+            let text = std::ffi::CString::new("x".repeat(length)).unwrap();
+            assert_eq!(super::text(text.as_ptr() as usize).unwrap(), text.as_bytes());
+        }
     }
 
     #[test]

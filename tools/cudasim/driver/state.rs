@@ -143,6 +143,7 @@ pub(super) fn log(name: &str, code: u32) {
 
 impl Driver {
     fn new() -> std::result::Result<Driver, String> {
+        crate::exec::lanes::supported().map_err(|missing| format!("needs a machine with {missing}"))?;
         let config = Config::from_process()?;
         let mut spec = config.device_spec()?;
         if let Some(bytes) = config.memory_bytes {

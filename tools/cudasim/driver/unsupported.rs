@@ -7,7 +7,7 @@ macro_rules! unsupported {
     ($($name:ident)*) => {$(
         /// Not supported: returns 801.
         #[unsafe(no_mangle)]
-        #[allow(non_snake_case)]
+        #[allow(non_snake_case, reason = "names are the driver's")]
         pub extern "C" fn $name() -> u32 {
             super::state::log(stringify!($name), Error::NOT_SUPPORTED.0);
             Error::NOT_SUPPORTED.0

@@ -13,7 +13,7 @@ use cudasim::device::DeviceSpec;
 use cudasim::model::constants::{self, Status};
 use cudasim::model::{KernelFacts, L2State, LaunchKind, Prediction, predict};
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "a test includes this file for the page alone")]
 fn main() {
     print!("{}", page());
 }

@@ -3,7 +3,7 @@
 use super::cx::Cx;
 use super::elem::Raw;
 use super::inst::{ExecFn, Inst};
-use super::lanes::{conjure, levels};
+use super::lanes::{conjure, vectored};
 
 /// Bits of `aux[0]`.
 pub(crate) mod carry_flag {
@@ -39,7 +39,7 @@ unsafe fn carry_body<R: Raw, F: CarryFn<R>>(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(fn carry_of<R: Raw, F: CarryFn<R>> = carry_body);
+vectored!(fn carry_of<R: Raw, F: CarryFn<R>> = carry_body);
 
 /// The instruction that a closure describes.
 pub(crate) fn carry<R: Raw, F: CarryFn<R>>(_: F) -> ExecFn {

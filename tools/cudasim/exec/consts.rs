@@ -92,7 +92,10 @@ fn uniform(l: &Launching, u: Uniform, block: [u32; 3], linear: u64) -> u64 {
         Uniform::Nsmid => l.options.sms.into(),
         Uniform::GridId => 1,
         Uniform::DynamicShared => l.launch.dynamic_shared_bytes.into(),
-        Uniform::TotalShared => l.shared_bytes.into(),
+        Uniform::TotalShared => (l.shared_bytes - l.program.reserved_shared).into(),
+        Uniform::GridWorkspace(upper) => {
+            l.workspace.map_or(0, |at| if upper { at >> 32 } else { at & 0xffff_ffff })
+        }
         Uniform::DynamicSharedBase(offset) => u64::from(l.dynamic_base) + u64::from(offset),
     }
 }

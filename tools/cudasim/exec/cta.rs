@@ -12,7 +12,7 @@ pub(crate) struct Rows(Vec<Line>);
 
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [u32; 16]);
+struct Line(#[allow(dead_code, reason = "read and written through pointers")] [u32; 16]);
 
 impl Rows {
     /// `words` words, all ones.
@@ -125,7 +125,7 @@ impl Cta {
     }
 
     /// Threads ended: barriers no longer wait for them.
-    pub(crate) fn threads_exited(&mut self, n: u32) {
+    pub(crate) fn threads_exited(&mut self, n: u32, insts: &[Inst]) {
         self.alive -= n;
         if self.alive == 0 {
             return;
@@ -133,6 +133,7 @@ impl Cta {
         for id in 0..self.barriers.len() {
             let b = &self.barriers[id];
             if b.threads != 0 && b.expected == 0 && b.threads == self.alive {
+                self.reductions(id, insts);
                 self.complete(id);
             }
         }

@@ -23,8 +23,6 @@ pub(crate) struct Cx<'l> {
     /// Further operands of instructions.
     pub(crate) pool: *const u32,
     pub(crate) launch: &'l Launching<'l>,
-    /// The machine has the vector extensions of [`super::lanes::Level::V3`].
-    pub(crate) v3: bool,
     /// The CTA that runs; a placeholder between CTAs.
     pub(crate) cta: Box<Cta>,
     /// Index of the warp that runs.

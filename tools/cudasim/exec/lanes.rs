@@ -1,63 +1,43 @@
-//! Element-wise instructions: 32-lane loops over closures, compiled once for the baseline of the architecture and
-//! once with the vector extensions that most machines have; which one runs is decided at run time.
-
-use std::sync::OnceLock;
+//! Element-wise instructions: 32-lane loops over closures, on x86-64 compiled for the vector extensions of every
+//! machine since 2013 (AVX2, FMA, F16C, BMI); [`supported`] says whether this machine has them.
 
 use super::cx::Cx;
 use super::elem::{Elem, Raw};
 use super::inst::{ExecFn, Inst};
 
-/// Vector extensions that code was compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Level {
-    /// What every machine of the architecture has.
-    Base,
-    /// x86-64 with AVX2, FMA and F16C.
-    V3,
-}
-
-/// What this machine can run. `CUDASIM_ISA=base` in the environment keeps to the baseline.
-pub(crate) fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        if std::env::var_os("CUDASIM_ISA").is_some_and(|v| v == "base") {
-            return Level::Base;
+/// Whether this machine has what the code that executes instructions was compiled for; else the name of what it lacks.
+///
+/// Nothing executes before a module was decoded, which asks first.
+pub(crate) fn supported() -> Result<(), &'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! need {
+            ($($feature:tt)*) => {$(
+                if !is_x86_feature_detected!($feature) {
+                    return Err($feature);
+                }
+            )*};
         }
-        #[cfg(target_arch = "x86_64")]
-        if ["avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt"].iter().all(|f| has(f)) {
-            return Level::V3;
-        }
-        Level::Base
-    })
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has(feature: &str) -> bool {
-    match feature {
-        "avx2" => is_x86_feature_detected!("avx2"),
-        "fma" => is_x86_feature_detected!("fma"),
-        "f16c" => is_x86_feature_detected!("f16c"),
-        "bmi1" => is_x86_feature_detected!("bmi1"),
-        "bmi2" => is_x86_feature_detected!("bmi2"),
-        "lzcnt" => is_x86_feature_detected!("lzcnt"),
-        "popcnt" => is_x86_feature_detected!("popcnt"),
-        _ => false,
+        need!("avx2" "fma" "f16c" "bmi1" "bmi2" "lzcnt" "popcnt");
     }
+    Ok(())
 }
 
-/// Defines `$name`, which returns the version of `$body` for this machine.
+/// Defines `$name`, which returns `$body` compiled for the vector extensions.
 ///
 /// `$body` is an `#[inline(always)] unsafe fn(&mut Cx, &Inst, u32)` with the given type parameters.
-macro_rules! levels {
+macro_rules! vectored {
     ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*> = $body:ident) => {
-        levels!($(#[$doc])* $vis fn $name<$($g $(: $bound)?),*>[] = $body);
+        vectored!($(#[$doc])* $vis fn $name<$($g $(: $bound)?),*>[] = $body);
     };
     ($(#[$doc:meta])* $vis:vis fn $name:ident<$($g:ident $(: $bound:path)?),*>[$(const $c:ident: $ct:ty),*] = $body:ident) => {
         $(#[$doc])*
         $vis fn $name<$($g $(: $bound)?,)* $(const $c: $ct),*>() -> $crate::exec::inst::ExecFn {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-            unsafe fn v3<$($g $(: $bound)?,)* $(const $c: $ct),*>(
+            #[cfg_attr(
+                target_arch = "x86_64",
+                target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")
+            )]
+            unsafe fn vector<$($g $(: $bound)?,)* $(const $c: $ct),*>(
                 cx: &mut $crate::exec::cx::Cx,
                 i: &$crate::exec::inst::Inst,
                 mask: u32,
@@ -65,23 +45,11 @@ macro_rules! levels {
                 // SAFETY: passed on to the caller.
                 unsafe { $body::<$($g,)* $($c),*>(cx, i, mask) }
             }
-            unsafe fn base<$($g $(: $bound)?,)* $(const $c: $ct),*>(
-                cx: &mut $crate::exec::cx::Cx,
-                i: &$crate::exec::inst::Inst,
-                mask: u32,
-            ) {
-                // SAFETY: passed on to the caller.
-                unsafe { $body::<$($g,)* $($c),*>(cx, i, mask) }
-            }
-            match $crate::exec::lanes::level() {
-                #[cfg(target_arch = "x86_64")]
-                $crate::exec::lanes::Level::V3 => v3::<$($g,)* $($c),*>,
-                _ => base::<$($g,)* $($c),*>,
-            }
+            vector::<$($g,)* $($c),*>
         }
     };
 }
-pub(crate) use levels;
+pub(crate) use vectored;
 
 /// A closure without captures, made from its type.
 ///
@@ -216,11 +184,11 @@ unsafe fn select_body<R: Raw>(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(fn un_of<A: Elem, D: Elem, F: F1<A, D>> = un_body);
-levels!(fn bin_of<A: Elem, B: Elem, D: Elem, F: F2<A, B, D>> = bin_body);
-levels!(fn ter_of<A: Elem, B: Elem, C: Elem, D: Elem, F: F3<A, B, C, D>> = ter_body);
-levels!(fn cmp_of<A: Elem, F: F2<A, A, bool>> = cmp_body);
-levels!(
+vectored!(fn un_of<A: Elem, D: Elem, F: F1<A, D>> = un_body);
+vectored!(fn bin_of<A: Elem, B: Elem, D: Elem, F: F2<A, B, D>> = bin_body);
+vectored!(fn ter_of<A: Elem, B: Elem, C: Elem, D: Elem, F: F3<A, B, C, D>> = ter_body);
+vectored!(fn cmp_of<A: Elem, F: F2<A, A, bool>> = cmp_body);
+vectored!(
     /// `d = p ? a : b`
     pub(crate) fn select<R: Raw> = select_body
 );

@@ -164,6 +164,8 @@ pub(crate) struct Launching<'l> {
     pub(crate) shared_bytes: u32,
     /// Offset of the dynamic part.
     pub(crate) dynamic_base: u32,
+    /// Address of the workspace of a cooperative launch.
+    pub(crate) workspace: Option<u64>,
     /// Constant rows as every CTA starts with them.
     pub(crate) consts: Vec<u32>,
     /// Set when all must stop.
@@ -202,6 +204,7 @@ impl<'l> Launching<'l> {
         options: &'l ExecOptions,
         shared_bytes: u32,
         dynamic_base: u32,
+        workspace: Option<u64>,
     ) -> Launching<'l> {
         let mut out = Launching {
             launch,
@@ -213,6 +216,7 @@ impl<'l> Launching<'l> {
             params: Params::new(launch.params),
             shared_bytes,
             dynamic_base,
+            workspace,
             consts: Vec::new(),
             stop: AtomicBool::new(false),
             next: AtomicU64::new(0),

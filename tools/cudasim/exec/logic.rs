@@ -2,7 +2,7 @@
 
 use super::cx::Cx;
 use super::inst::{ExecFn, Inst};
-use super::lanes::levels;
+use super::lanes::vectored;
 
 /// `lop3`: the truth table is `imm`.
 #[inline(always)]
@@ -41,7 +41,7 @@ unsafe fn lop3_body(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(
+vectored!(
     /// `lop3`
     pub(crate) fn lop3<> = lop3_body
 );
@@ -113,7 +113,7 @@ unsafe fn prmt_body(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(
+vectored!(
     /// `prmt`
     pub(crate) fn prmt<> = prmt_body
 );
@@ -138,7 +138,7 @@ unsafe fn prmt_const_body(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(
+vectored!(
     /// `prmt` with a constant selector
     pub(crate) fn prmt_const<> = prmt_const_body
 );
@@ -206,7 +206,7 @@ unsafe fn bfi_body<R: super::elem::Raw>(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(
+vectored!(
     /// `bfi`
     pub(crate) fn bfi<R: super::elem::Raw> = bfi_body
 );

@@ -6,6 +6,7 @@ mod consts;
 mod cta;
 pub(crate) mod cx;
 pub(crate) mod elem;
+mod ends;
 pub(crate) mod float;
 pub(crate) mod inst;
 pub(crate) mod lanes;
@@ -16,8 +17,10 @@ pub(crate) mod mma;
 pub(crate) mod pred;
 pub(crate) mod print;
 mod run;
+mod sampled;
 mod schedule;
 mod stats;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod warp;

@@ -146,7 +146,9 @@ fn resolve_missing(cx: &mut Cx) -> bool {
 ///
 /// # Safety
 ///
-/// `cx.bases` points to the registers and constants of a warp that run the launch's program.
+/// `cx.bases` points to the registers and constants of a warp that run the launch's program; the machine is
+/// [supported](super::lanes::supported).
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"))]
 unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
     let program = cx.launch.program;
     let insts: *const Inst = program.insts.as_ptr();
@@ -292,7 +294,7 @@ unsafe fn execute(cx: &mut Cx, g: &mut Group, budget: &mut u32) -> Stop {
                 if m != 0 {
                     mask &= !m;
                     cx.cta.warps[w].exit(m, g.join);
-                    cx.cta.threads_exited(m.count_ones());
+                    cx.cta.threads_exited(m.count_ones(), &program.insts);
                 }
                 pc += 1;
                 if mask == 0 {

@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::consts;
 use super::cta::{Barrier, Cta, Rows};
 use super::cx::{Cx, Lately};
+use super::ends::{deadlock, fatal, set_fatal, waiting};
 use super::inst::NONE;
-use super::launch::{ExecOptions, Launch, Launching, Outcome, Place, Sampling};
+use super::launch::{ExecOptions, Launch, Launching, Outcome, Sampling};
 use super::mem::shared::SharedMemory;
 use super::run::{WarpStop, run_warp};
 use super::stats::Stats;
+use super::tally::counters;
 use super::warp::{State, Warp};
 use crate::check::{FaultKind, Report};
-use crate::counters::{Class, Counters, InstructionCount};
 use crate::decode::program::LaneSpecial;
-use crate::exec::inst::flag;
 use crate::memory::GlobalMemory;
 
 /// Turns without news of all CTAs of a host thread after which it counts as stalled.
@@ -28,6 +28,8 @@ const STALL_TURNS: u64 = 2000;
 const DEADLOCK_TURNS: u64 = 64;
 /// Rounds over the warps of a CTA after which others have a turn.
 const ROUNDS: u32 = 64;
+/// Bytes of the workspace of a cooperative launch: the barrier of its grid.
+const WORKSPACE_BYTES: u64 = 256;
 /// Most shared memory that any device gives to a CTA.
 const MAX_SHARED: u64 = 1 << 20;
 
@@ -40,7 +42,17 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
     } else {
         u64::from(dynamic_base) + u64::from(launch.dynamic_shared_bytes)
     };
-    if let Some(message) = refused(launch, total) {
+    let mut refused = refused(launch, total);
+    let mut workspace = None;
+    if refused.is_none() && launch.cooperative && program.uses_workspace {
+        workspace = memory
+            .alloc(WORKSPACE_BYTES)
+            .filter(|&at| memory.write(at, &[0; WORKSPACE_BYTES as usize]).is_ok());
+        if workspace.is_none() {
+            refused = Some("no memory for the workspace of a cooperative launch".into());
+        }
+    }
+    if let Some(message) = refused {
         let report = Report {
             kind: FaultKind::BadLaunch,
             kernel: launch.kernel.name.clone(),
@@ -56,7 +68,7 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
         };
         return Outcome { fatal: Some(report), ..Outcome::default() };
     }
-    let l = Launching::new(launch, memory, options, total as u32, dynamic_base);
+    let l = Launching::new(launch, memory, options, total as u32, dynamic_base, workspace);
     memory.begin_launch();
     let ctas = l.ctas();
     let sample = options.sample.map(|Sampling::Even(n)| n.clamp(1, ctas)).filter(|&n| n < ctas);
@@ -94,6 +106,9 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
         None => n,
     };
     let counters = counters(&l, &stats, sample, &mut per_cta, scale);
+    if let Some(at) = workspace {
+        memory.free(at);
+    }
     Outcome { counters, reports, fatal }
 }
 
@@ -173,7 +188,6 @@ impl Workers<'_, '_> {
             bases: [std::ptr::null_mut(); 2],
             pool: l.program.pool.as_ptr(),
             launch: l,
-            v3: super::lanes::level() == super::lanes::Level::V3,
             cta: Box::new(Cta::empty()),
             warp: 0,
             pc: 0,
@@ -335,7 +349,8 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     cta.acquired = 0;
     cta.instructions = 0;
     let checks = l.options.checks;
-    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races);
+    let last = cta.warps.iter().map(|w| w.clock).max().unwrap_or(0);
+    cta.shared.reset(checks.races && l.shared_bytes > 0, checks.warp_races, l.program.reserved_shared, last);
     if cta.local_bytes > 0 {
         cta.local.words().fill(u32::MAX);
     }
@@ -344,7 +359,7 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     for w in 0..cta.warps.len() {
         let first = w as u32 * 32;
         let count = (threads - first).min(32);
-        cta.warps[w].reset(if count == 32 { u32::MAX } else { (1 << count) - 1 });
+        cta.warps[w].reset(if count == 32 { u32::MAX } else { (1 << count) - 1 }, cta.shared.first_clock());
         let base = cta.warps[w].registers;
         let tids: [[u32; 3]; 32] = std::array::from_fn(|lane| cta.thread_index(w, lane as u32));
         let registers = cta.registers.words();
@@ -426,150 +441,4 @@ fn run_cta(cx: &mut Cx) -> CtaStop {
         }
     }
     CtaStop::Yield(true)
-}
-
-/// Makes the current fault the one that stops the kernel.
-fn fatal(cx: &mut Cx) {
-    let Some(fault) = cx.fault.take() else { return };
-    let place = Place {
-        kind: fault.kind,
-        pc: cx.pc,
-        block: cx.cta.block,
-        linear: cx.cta.linear,
-        thread: cx.cta.thread_index(cx.warp, fault.lane),
-        address: fault.address,
-        other: NONE,
-    };
-    let report = cx.launch.make_report(&place, fault.message);
-    keep_first(cx.launch, place.linear, report);
-}
-
-/// Of several host threads' faults the one of the first CTA is kept.
-fn keep_first(l: &Launching, linear: u64, report: Report) {
-    let mut slot = l.fatal.lock().unwrap_or_else(|e| e.into_inner());
-    if slot.as_ref().is_none_or(|(first, _)| linear < *first) {
-        *slot = Some((linear, report));
-    }
-}
-
-fn set_fatal(l: &Launching, cta: &Cta, warp: usize, kind: FaultKind, message: String) {
-    let pc = cta.warps.get(warp).and_then(|w| w.groups.first()).map_or(0, |g| g.pc);
-    let lane = cta.warps.get(warp).and_then(|w| w.groups.first()).map_or(0, |g| g.mask.trailing_zeros());
-    let place = Place {
-        kind,
-        pc,
-        block: cta.block,
-        linear: cta.linear,
-        thread: cta.thread_index(warp, lane),
-        address: None,
-        other: NONE,
-    };
-    keep_first(l, cta.linear, l.make_report(&place, message));
-}
-
-/// Where the warps of a CTA are.
-fn waiting(l: &Launching, cta: &Cta) -> String {
-    let mut out: Vec<(String, Vec<usize>)> = Vec::new();
-    for (w, warp) in cta.warps.iter().enumerate() {
-        for g in &warp.groups {
-            let what = match g.state {
-                State::Ready => "runs at".to_owned(),
-                State::Barrier(id) => format!("waits at barrier {id} at"),
-                State::Sync(_) => "waits for its other lanes at".to_owned(),
-            };
-            let text = format!("{what} {}", l.place_of(g.pc));
-            match out.iter_mut().find(|(t, _)| *t == text) {
-                Some((_, warps)) => warps.push(w),
-                None => out.push((text, vec![w])),
-            }
-        }
-    }
-    let shown: Vec<String> = out
-        .iter()
-        .map(|(text, warps)| {
-            let all: Vec<String> = warps.iter().take(8).map(|w| w.to_string()).collect();
-            let more = if warps.len() > 8 { ", …" } else { "" };
-            format!("warp {}{more} {text}", all.join(", "))
-        })
-        .collect();
-    shown.join("; ")
-}
-
-/// Reports a deadlock with every blocked warp's line.
-#[cold]
-fn deadlock(cx: &mut Cx, ctas: &[Box<Cta>]) {
-    let l = cx.launch;
-    let Some(cta) = ctas.iter().min_by_key(|c| c.linear) else { return };
-    let mut message = waiting(l, cta);
-    if ctas.len() > 1 {
-        message.push_str(&format!("; {} more blocks of this host thread wait too", ctas.len() - 1));
-    }
-    let warp = cta.warps.iter().position(|w| !w.done()).unwrap_or(0);
-    set_fatal(l, cta, warp, FaultKind::Deadlock, message);
-}
-
-/// Sums up what the host threads counted.
-fn counters(
-    l: &Launching,
-    stats: &Stats,
-    sample: Option<u64>,
-    per_cta: &mut [(u64, u32)],
-    scale: impl Fn(u64) -> u64,
-) -> Counters {
-    let sectors = l.memory.take_sectors();
-    let mut instructions = Vec::new();
-    for ((inst, meta), s) in l.program.insts.iter().zip(&l.program.meta).zip(&stats.insts) {
-        if inst.flags & flag::HIDDEN != 0 {
-            continue;
-        }
-        let class = Class::of(&meta.text);
-        let mut memory = s.memory;
-        for n in [
-            &mut memory.requests,
-            &mut memory.bytes_asked,
-            &mut memory.sectors,
-            &mut memory.ideal_sectors,
-            &mut memory.passes,
-            &mut memory.wavefronts,
-            &mut memory.ideal_wavefronts,
-            &mut memory.collisions,
-        ] {
-            *n = scale(*n);
-        }
-        instructions.push(InstructionCount {
-            file: meta.source.map(|s| s.0),
-            line: meta.source.map_or(meta.ptx_line, |s| s.1),
-            text: meta.text.to_string(),
-            class,
-            warp_execs: scale(s.warp),
-            thread_execs: scale(s.threads),
-            memory: (memory.requests > 0).then_some(memory),
-        });
-    }
-    per_cta.sort_unstable();
-    Counters {
-        kernel: l.kernel.name.clone(),
-        grid: l.launch.grid,
-        block: l.launch.block,
-        static_shared_bytes: l.program.static_shared,
-        dynamic_shared_bytes: l.launch.dynamic_shared_bytes,
-        ctas: l.ctas(),
-        sampled_ctas: sample,
-        files: l.kernel.files.to_vec(),
-        instructions,
-        unique_read_sectors: scale(sectors.read),
-        unique_written_sectors: scale(sectors.written),
-        read_bytes_asked: scale(stats.read_bytes),
-        written_bytes_asked: scale(stats.written_bytes),
-        l2_read_sectors: scale(stats.l2_read),
-        l2_written_sectors: scale(stats.l2_written),
-        l2_atomic_sectors: scale(stats.l2_atomic),
-        host_bytes: scale(stats.host_bytes),
-        longest_warp: stats.longest,
-        global_rounds: scale(stats.global_rounds),
-        async_waits: scale(stats.async_waits),
-        async_groups_at_wait: scale(stats.async_groups),
-        cta_warp_instructions: per_cta.iter().map(|c| c.1).collect(),
-        chunks: sectors.chunks,
-    }
 }

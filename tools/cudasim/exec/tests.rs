@@ -391,3 +391,27 @@ fn counters_do_not_depend_on_host_threads() {
     assert!(seen.windows(2).all(|w| w[0] == w[1]));
     assert!(Checks::default() == Checks::ALL);
 }
+
+#[test]
+fn distinct_sectors_of_a_sample_are_those_of_the_whole_grid() {
+    // CTAs have 256 bytes each of their own, and read all of a table of 1 KiB.
+    let text = ".visible .entry k(.param .u64 out, .param .u64 table) {
+        .reg .b32 %r<6>; .reg .b64 %rd<6>; .reg .pred %p1;
+        ld.param.u64 %rd1, [out]; ld.param.u64 %rd2, [table]; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %tid.x;
+        mad.lo.u32 %r3, %r1, 64, %r2; mad.wide.u32 %rd3, %r3, 4, %rd1; mov.u32 %r4, 0;
+        L: mad.lo.u32 %r5, %r4, 64, %r2; mad.wide.u32 %rd4, %r5, 4, %rd2; ld.global.u32 %r5, [%rd4];
+        add.u32 %r4, %r4, 1; setp.lt.u32 %p1, %r4, 4; @%p1 bra L;
+        st.global.u32 [%rd3], %r5; ret; }";
+    let run = |sample| {
+        let mut b = Bench::new(text);
+        b.options.sample = sample;
+        let (out, table) = (b.alloc(&vec![0; 64 * 3000]), b.alloc(&[1; 256]));
+        let c = b.launch(3000, 64, 0, &[out, table]).counters;
+        let touched: u32 = c.chunks.iter().map(|c| c.written_sectors).sum();
+        assert_eq!(u64::from(touched), c.unique_written_sectors);
+        (c.unique_read_sectors, c.unique_written_sectors, c.thread_instructions())
+    };
+    let whole = run(None);
+    assert_eq!((whole.0, whole.1), (32, 3000 * 8));
+    assert_eq!(run(Some(Sampling::Even(30))), whole);
+}

@@ -130,15 +130,15 @@ impl Warp {
         }
     }
 
-    /// Makes it ready to run a CTA from the start.
-    pub(crate) fn reset(&mut self, threads: u32) {
+    /// Makes it ready to run a CTA from the start, with this clock in the race check.
+    pub(crate) fn reset(&mut self, threads: u32, clock: u32) {
         *self = Warp {
             groups: std::mem::take(&mut self.groups),
             joins: std::mem::take(&mut self.joins),
             copies: std::mem::take(&mut self.copies),
             mma_depth: std::mem::take(&mut self.mma_depth),
             alive: threads,
-            clock: 1,
+            clock,
             ..Warp::new(self.registers)
         };
         self.joins.clear();

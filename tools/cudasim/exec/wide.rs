@@ -3,7 +3,7 @@
 use super::cx::Cx;
 use super::elem::Raw;
 use super::inst::{ExecFn, Inst};
-use super::lanes::levels;
+use super::lanes::vectored;
 
 /// `ops[0], ops[2..]` = parts of `ops[1]`, of `BITS` bits each, `aux`-free: `N` parts.
 #[inline(always)]
@@ -40,8 +40,8 @@ unsafe fn pack_body<R: Raw, const BITS: u32>(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(fn unpack_of<R: Raw>[const BITS: u32, const N: usize] = unpack_body);
-levels!(fn pack_of<R: Raw>[const BITS: u32] = pack_body);
+vectored!(fn unpack_of<R: Raw>[const BITS: u32, const N: usize] = unpack_body);
+vectored!(fn pack_of<R: Raw>[const BITS: u32] = pack_body);
 
 /// Unpacks `n` parts of `BITS` bits.
 pub(crate) fn unpack<R: Raw, const BITS: u32>(n: usize) -> ExecFn {

@@ -87,6 +87,31 @@ impl SectorMap {
         self.mark(&self.written, addr, bytes);
     }
 
+    /// Counts the marks of a range of addresses, read and written.
+    pub(super) fn marked_in(&self, start: u64, end: u64) -> (u64, u64) {
+        let (start, end) = (start.max(self.base), end.min(self.end));
+        if start >= end {
+            return (0, 0);
+        }
+        let (first, last) = ((start - self.base) / SECTOR_BYTES, (end - 1 - self.base) / SECTOR_BYTES);
+        let (mut read, mut written) = (0, 0);
+        for chunk in first / SECTORS_PER_CHUNK..=last / SECTORS_PER_CHUNK {
+            if self.dirty[(chunk / 64) as usize].load(Ordering::Relaxed) >> (chunk % 64) & 1 == 0 {
+                continue;
+            }
+            let from = first.max(chunk * SECTORS_PER_CHUNK);
+            let to = last.min((chunk + 1) * SECTORS_PER_CHUNK - 1);
+            for_words(from, to - from + 1, |i, mask| {
+                let count = |window: &Window| {
+                    u64::from((window.words()[i].load(Ordering::Relaxed) & mask).count_ones())
+                };
+                read += count(&self.read);
+                written += count(&self.written);
+            });
+        }
+        (read, written)
+    }
+
     /// Counts the marks and removes them.
     pub(super) fn take(&self) -> SectorTotals {
         let _one_at_a_time = self.taking.lock().unwrap_or_else(|e| e.into_inner());

@@ -164,7 +164,7 @@ impl<'a> Launch<'a> {
             .mma()
             .iter()
             .map(|(shape, n)| *n as f64 * f16_equivalents(self.device, shape))
-            .sum();
+            .fold(0.0, |sum, macs| sum + macs);
         f16_macs / (f64::from(self.device.mma_f16_macs_per_clock) * self.sm_clocks_per_us)
     }
 

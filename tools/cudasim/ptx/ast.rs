@@ -4,7 +4,7 @@ use super::error::Pos;
 
 /// Scalar types, with the spelling of PTX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each variant is the type of that name")]
 pub enum Type {
     Pred,
     B8,
@@ -108,7 +108,7 @@ impl Type {
 
 /// Where a variable lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "each variant is the space of that name")]
 pub enum Space {
     Global,
     Const,

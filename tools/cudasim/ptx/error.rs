@@ -37,6 +37,9 @@ pub enum PtxError {
         /// Which part of it, when that is known.
         why: String,
     },
+    /// This machine cannot execute any.
+    #[error("this simulator needs a machine with {0}")]
+    Machine(&'static str),
 }
 
 fn reason(why: &str) -> String {

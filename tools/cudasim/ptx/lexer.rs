@@ -11,6 +11,8 @@ pub(super) enum Token<'a> {
     Dot(&'a str),
     /// An integer literal.
     Int(u64),
+    /// An integer literal that ends with `U`.
+    Unsigned(u64),
     /// A single-precision literal, as bits.
     F32(u32),
     /// A double-precision literal, as bits.
@@ -29,7 +31,7 @@ impl Token<'_> {
         match self {
             Token::Word(w) => format!("`{w}`"),
             Token::Dot(w) => format!("`.{w}`"),
-            Token::Int(i) => format!("`{i}`"),
+            Token::Int(i) | Token::Unsigned(i) => format!("`{i}`"),
             Token::F32(b) => format!("`{}`", f32::from_bits(*b)),
             Token::F64(b) => format!("`{}`", f64::from_bits(*b)),
             Token::Str(s) => format!("{s:?}"),
@@ -130,7 +132,8 @@ impl<'a> Lexer<'a> {
             return Ok((Token::End, pos));
         }
         let c = self.peek(0);
-        let token = if word_start(c) {
+        // `%` alone is the remainder of constants.
+        let token = if word_start(c) && (c != b'%' || word_start(self.peek(1))) {
             self.word()
         } else if c == b'.' && word_part(self.peek(1)) {
             self.at += 1;
@@ -194,8 +197,9 @@ impl<'a> Lexer<'a> {
                 (b'f', 8) => Ok(Token::F32(value as u32)),
                 (b'd', 16) => Ok(Token::F64(value)),
                 (b'x', _) => {
-                    self.unsigned_suffix();
-                    Ok(Token::Int(value))
+                    let unsigned = matches!(self.peek(0), b'U' | b'u');
+                    self.at += usize::from(unsigned);
+                    Ok(if unsigned { Token::Unsigned(value) } else { Token::Int(value) })
                 }
                 _ => Err(bad(&self.text[start..self.at])),
             };
@@ -223,13 +227,8 @@ impl<'a> Lexer<'a> {
         } else {
             plain.parse()
         };
-        value.map(Token::Int).map_err(|_| bad(digits))
-    }
-
-    fn unsigned_suffix(&mut self) {
-        if matches!(self.peek(0), b'U' | b'u') {
-            self.at += 1;
-        }
+        let token = if plain.len() == digits.len() { Token::Int } else { Token::Unsigned };
+        value.map(token).map_err(|_| bad(digits))
     }
 }
 
@@ -283,9 +282,9 @@ mod tests {
             [
                 Int(0),
                 Int(8),
-                Int(31),
+                Unsigned(31),
                 Int(5),
-                Int(42),
+                Unsigned(42),
                 F32(0x3f80_0000),
                 F64(0x3ff0_0000_0000_0000),
                 F64(1.5f64.to_bits()),

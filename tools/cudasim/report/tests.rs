@@ -29,7 +29,7 @@ fn counters() -> Counters {
         grid: [10, 1, 1],
         block: [128, 1, 1],
         ctas: 10,
-        files: vec!["/src/kernels/strided.cu".into()],
+        files: vec!["/src/kernels/strided.cu".into()].into(),
         instructions: vec![
             instruction(7, "ld.global.f32", 100, Some(global)),
             instruction(9, "ld.shared.f32", 50, Some(shared)),

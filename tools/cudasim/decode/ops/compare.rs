@@ -1,7 +1,10 @@
 //! `setp` and `set`.
 
-// Unordered comparisons are negated ordered ones, and "ne" is false for NaN: what PTX says.
-#![allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons)]
+#![allow(
+    clippy::neg_cmp_op_on_partial_ord,
+    clippy::double_comparisons,
+    reason = "PTX has it so: unordered comparisons are negated ordered ones, and `ne` is false for NaN"
+)]
 
 use super::super::builder::{Result, class_of};
 use super::super::dec::Dec;

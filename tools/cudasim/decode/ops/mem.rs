@@ -172,7 +172,8 @@ fn load_into(d: &mut Dec, to: &Operand, ty: Type, element: Type) -> Result<u32> 
 fn ld_param(d: &mut Dec, parts: &[Operand], ty: Type, at: i64) -> Result<()> {
     let bytes = ty.bytes();
     let end = at + i64::from(bytes) * parts.len() as i64;
-    if at < 0 || end > i64::from(d.b.kernel_param_bytes) || at % i64::from(bytes) != 0 {
+    let whole = end - at;
+    if at < 0 || end > i64::from(d.b.kernel_param_bytes) || at % whole != 0 {
         return Err(d.invalid("outside the kernel's parameters, or misaligned"));
     }
     if bytes > 8 {

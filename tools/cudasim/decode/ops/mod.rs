@@ -71,7 +71,7 @@ macro_rules! int_types {
     ($d:ident, $ty:expr, $T:ident in [$($variant:ident $rust:ty),*] => $e:expr) => {
         match $ty {
             $(crate::ptx::ast::Type::$variant => {
-                #[allow(dead_code)]
+                #[allow(dead_code, reason = "expressions of one type only do not name it")]
                 type $T = $rust;
                 $e
             })*

@@ -243,7 +243,8 @@ pub(super) fn from_const(d: &mut Dec, to: &Operand, row: u32, ty: Type) -> Resul
     let mut inst = Inst::new(Kind::Plain, copy(ty));
     inst.ops[1] = row;
     let before = d.meta.defs.len();
-    inst.ops[0] = d.write(to, ty)?;
+    // A narrow register takes the lower bits.
+    inst.ops[0] = d.write(to, if ty == Type::B32 { Type::B8 } else { ty })?;
     let defs = d.meta.defs.split_off(before);
     d.after(inst, Vec::new(), defs);
     Ok(())

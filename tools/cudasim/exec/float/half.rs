@@ -5,16 +5,16 @@
 
 use super::super::cx::Cx;
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::{Level, conjure, level};
+use super::super::lanes::{conjure, vectored};
 use super::f32s::NAN;
 
-/// A 16-bit format at a level of vector extensions.
+/// A 16-bit format.
 pub(crate) trait Half16: Copy + 'static {
     /// Eight values widened, exactly.
     ///
     /// # Safety
     ///
-    /// The machine has the extensions that the implementation names.
+    /// The machine is [supported](super::super::lanes::supported).
     unsafe fn widen(h: &[u16; 8]) -> [f32; 8];
     /// Eight values rounded to nearest even; NaNs become 0x7fff.
     ///
@@ -28,12 +28,9 @@ pub(crate) trait Half16: Copy + 'static {
     const LEAST: u16;
 }
 
-/// f16 in plain Rust.
+/// f16.
 #[derive(Clone, Copy)]
-pub(crate) struct F16Soft;
-/// f16 with F16C.
-#[derive(Clone, Copy)]
-pub(crate) struct F16C;
+pub(crate) struct F16;
 /// bf16.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16;
@@ -96,32 +93,8 @@ fn fused_odd(a: f32, b: f32, c: f32) -> f32 {
     if e != 0.0 && bits & 1 == 0 && s.is_finite() && e.is_finite() { f32::from_bits(towards) } else { s }
 }
 
-impl Half16 for F16Soft {
-    #[inline(always)]
-    unsafe fn widen(h: &[u16; 8]) -> [f32; 8] {
-        let mut out = [0.0; 8];
-        for k in 0..8 {
-            out[k] = f16_to_f32(h[k]);
-        }
-        out
-    }
-    #[inline(always)]
-    unsafe fn narrow(f: &[f32; 8]) -> [u16; 8] {
-        let mut out = [0; 8];
-        for k in 0..8 {
-            out[k] = f32_to_f16(f[k]);
-        }
-        out
-    }
-    #[inline(always)]
-    fn fused(a: f32, b: f32, c: f32) -> f32 {
-        fused_odd(a, b, c)
-    }
-    const LEAST: u16 = 0x0400;
-}
-
 #[cfg(target_arch = "x86_64")]
-impl Half16 for F16C {
+impl Half16 for F16 {
     #[inline(always)]
     unsafe fn widen(h: &[u16; 8]) -> [f32; 8] {
         use std::arch::x86_64::*;
@@ -155,15 +128,24 @@ impl Half16 for F16C {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-impl Half16 for F16C {
+impl Half16 for F16 {
+    #[inline(always)]
     unsafe fn widen(h: &[u16; 8]) -> [f32; 8] {
-        // SAFETY: no extensions are needed.
-        unsafe { F16Soft::widen(h) }
+        let mut out = [0.0; 8];
+        for k in 0..8 {
+            out[k] = f16_to_f32(h[k]);
+        }
+        out
     }
+    #[inline(always)]
     unsafe fn narrow(f: &[f32; 8]) -> [u16; 8] {
-        // SAFETY: no extensions are needed.
-        unsafe { F16Soft::narrow(f) }
+        let mut out = [0; 8];
+        for k in 0..8 {
+            out[k] = f32_to_f16(f[k]);
+        }
+        out
     }
+    #[inline(always)]
     fn fused(a: f32, b: f32, c: f32) -> f32 {
         fused_odd(a, b, c)
     }
@@ -403,37 +385,14 @@ unsafe fn set_body<H: Half16, F: Fn(f32, f32) -> bool + Copy + 'static>(cx: &mut
     }
 }
 
-/// Instantiates a body for a format at this machine's level.
-macro_rules! half_levels {
-    ($name:ident<$h:ident $(, $g:ident: $bound:path)* $(; const $c:ident: $ct:ty)?> = $body:ident) => {
-        fn $name<$h: Half16 $(, $g: $bound)* $(, const $c: $ct)?>() -> ExecFn {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-            unsafe fn v3<$h: Half16 $(, $g: $bound)* $(, const $c: $ct)?>(cx: &mut Cx, i: &Inst, mask: u32) {
-                // SAFETY: passed on to the caller.
-                unsafe { $body::<$h $(, $g)* $(, $c)?>(cx, i, mask) }
-            }
-            unsafe fn base<$h: Half16 $(, $g: $bound)* $(, const $c: $ct)?>(cx: &mut Cx, i: &Inst, mask: u32) {
-                // SAFETY: passed on to the caller.
-                unsafe { $body::<$h $(, $g)* $(, $c)?>(cx, i, mask) }
-            }
-            match level() {
-                #[cfg(target_arch = "x86_64")]
-                Level::V3 => v3::<$h $(, $g)* $(, $c)?>,
-                _ => base::<$h $(, $g)* $(, $c)?>,
-            }
-        }
-    };
-}
-
 /// Closures that compare two values.
 pub(crate) trait CompareFn: Fn(f32, f32) -> bool + Copy + 'static {}
 impl<F: Fn(f32, f32) -> bool + Copy + 'static> CompareFn for F {}
 
-half_levels!(half_of<H, F: HalfFn; const N: usize> = half_body);
-half_levels!(fused_of<H> = fused_body);
-half_levels!(setp_of<H, F: CompareFn> = setp_body);
-half_levels!(set_of<H, F: CompareFn> = set_body);
+vectored!(fn half_of<H: Half16, F: HalfFn>[const N: usize] = half_body);
+vectored!(fn fused_of<H: Half16> = fused_body);
+vectored!(fn setp_of<H: Half16, F: CompareFn> = setp_body);
+vectored!(fn set_of<H: Half16, F: CompareFn> = set_body);
 
 /// Which 16-bit format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -442,16 +401,11 @@ pub(crate) enum Format {
     Bf16,
 }
 
-fn f16c() -> bool {
-    cfg!(target_arch = "x86_64") && level() == Level::V3
-}
-
 /// `d = f(a, …)` with `N` sources.
 pub(crate) fn apply<const N: usize, F: HalfFn>(format: Format, _: F) -> ExecFn {
     match format {
         Format::Bf16 => half_of::<Bf16, F, N>(),
-        Format::F16 if f16c() => half_of::<F16C, F, N>(),
-        Format::F16 => half_of::<F16Soft, F, N>(),
+        Format::F16 => half_of::<F16, F, N>(),
     }
 }
 
@@ -459,8 +413,7 @@ pub(crate) fn apply<const N: usize, F: HalfFn>(format: Format, _: F) -> ExecFn {
 pub(crate) fn fused(format: Format) -> ExecFn {
     match format {
         Format::Bf16 => fused_of::<Bf16>(),
-        Format::F16 if f16c() => fused_of::<F16C>(),
-        Format::F16 => fused_of::<F16Soft>(),
+        Format::F16 => fused_of::<F16>(),
     }
 }
 
@@ -468,8 +421,7 @@ pub(crate) fn fused(format: Format) -> ExecFn {
 pub(crate) fn setp<F: CompareFn>(format: Format, _: F) -> ExecFn {
     match format {
         Format::Bf16 => setp_of::<Bf16, F>(),
-        Format::F16 if f16c() => setp_of::<F16C, F>(),
-        Format::F16 => setp_of::<F16Soft, F>(),
+        Format::F16 => setp_of::<F16, F>(),
     }
 }
 
@@ -477,8 +429,7 @@ pub(crate) fn setp<F: CompareFn>(format: Format, _: F) -> ExecFn {
 pub(crate) fn set<F: CompareFn>(format: Format, _: F) -> ExecFn {
     match format {
         Format::Bf16 => set_of::<Bf16, F>(),
-        Format::F16 if f16c() => set_of::<F16C, F>(),
-        Format::F16 => set_of::<F16Soft, F>(),
+        Format::F16 => set_of::<F16, F>(),
     }
 }
 
@@ -520,7 +471,7 @@ mod tests {
             let (x, y, z) = (f16_to_f32(a), f16_to_f32(b), f16_to_f32(c));
             let exact = f64::from(x) * f64::from(y) + f64::from(z); // fits 53 bits here
             let odd = odd_f32(exact, 0.0);
-            assert_eq!(f32_to_f16(F16Soft::fused(x, y, z)), f32_to_f16(odd));
+            assert_eq!(f32_to_f16(F16::fused(x, y, z)), f32_to_f16(odd));
         }
         let mut s = 7u64;
         for _ in 0..500_000 {
@@ -529,7 +480,7 @@ mod tests {
             let (x, y, z) = (f16_to_f32(a), f16_to_f32(b), f16_to_f32(c));
             let (sum, e) = super::super::round::two_sum(f64::from(x) * f64::from(y), f64::from(z));
             let want = f32_to_f16(odd_f32(sum, e));
-            assert_eq!(f32_to_f16(F16Soft::fused(x, y, z)), want, "{a:x} {b:x} {c:x}");
+            assert_eq!(f32_to_f16(F16::fused(x, y, z)), want, "{a:x} {b:x} {c:x}");
         }
     }
 }

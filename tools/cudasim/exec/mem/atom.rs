@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use super::super::cx::Cx;
 use super::super::elem::{Elem, Raw};
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::{F3, conjure, levels};
+use super::super::lanes::{F3, conjure, vectored};
 use super::{Access, addresses, resolve};
 
 /// Memory cells that the host can change atomically.
@@ -96,7 +96,7 @@ fn collisions(cx: &mut Cx, mask: u32, addr: &[u64; 32]) {
     m.collisions += u64::from(mask.count_ones()) - n as u64;
 }
 
-levels!(fn atom_of<C: Cell, E: Elem, F: F3<E, E, E, E>> = atom_body);
+vectored!(fn atom_of<C: Cell, E: Elem, F: F3<E, E, E, E>> = atom_body);
 
 /// `d = [a]; [a] = f(d, b, c)`
 pub(crate) fn atom<C: Cell, E: Elem, F: F3<E, E, E, E>>(_: F) -> ExecFn {

@@ -21,8 +21,8 @@ struct Copy {
     data: [[u8; 16]; 32],
 }
 
-/// Copies of a warp that have not landed. Boxed: they move between the lists, and are large.
-#[allow(clippy::vec_box)]
+/// Copies of a warp that have not landed.
+#[allow(clippy::vec_box, reason = "they move between the lists, and are large")]
 #[derive(Debug, Default)]
 pub(crate) struct AsyncCopies {
     pending: VecDeque<Box<Copy>>,

@@ -3,7 +3,7 @@
 use super::super::cx::Cx;
 use super::super::elem::Raw;
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::levels;
+use super::super::lanes::vectored;
 use super::{Access, addresses, mem_flag, poison, resolve};
 
 /// A value in memory and how it is put into a register.
@@ -108,8 +108,8 @@ unsafe fn load_wide_body(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(fn load_of<E: InMemory>[const VEC: usize] = load_body);
-levels!(
+vectored!(fn load_of<E: InMemory>[const VEC: usize] = load_body);
+vectored!(
     /// `ld.b128`
     pub(crate) fn load_wide<> = load_wide_body
 );

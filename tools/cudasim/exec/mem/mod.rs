@@ -207,31 +207,29 @@ fn misaligned(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32) -> bool {
     false
 }
 
-/// Defines a function that runs its body with the vector extensions of this machine.
-macro_rules! at_level {
+/// Defines a function with a body compiled for the vector extensions.
+macro_rules! vectored_access {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> bool = $body:ident) => {
         $(#[$doc])*
         fn $name(cx: &mut Cx, $($arg: $ty),*) -> bool {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-            fn v3(cx: &mut Cx, $($arg: $ty),*) -> bool {
+            #[cfg_attr(
+                target_arch = "x86_64",
+                target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")
+            )]
+            unsafe fn vector(cx: &mut Cx, $($arg: $ty),*) -> bool {
                 $body(cx, $($arg),*)
             }
-            #[cfg(target_arch = "x86_64")]
-            if cx.v3 {
-                // SAFETY: the flag says that the machine has these extensions.
-                return unsafe { v3(cx, $($arg),*) };
-            }
-            $body(cx, $($arg),*)
+            // SAFETY: nothing executes on a machine without these extensions.
+            unsafe { vector(cx, $($arg),*) }
         }
     };
 }
 
-at_level!(
+vectored_access!(
     /// Global memory; `size` is the number of bytes and the alignment.
     fn global(i: &Inst, mask: u32, addr: &[u64; 32], size: [u32; 2], access: Access) -> bool = global_body
 );
-at_level!(
+vectored_access!(
     /// Shared memory.
     fn shared_access(i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) -> bool = shared_body
 );
@@ -437,7 +435,14 @@ pub(crate) fn resolve_source(
 #[inline]
 pub(crate) fn accessor(cx: &Cx, lane: u32) -> Accessor {
     let warp = &cx.cta.warps[cx.warp];
-    Accessor { warp: cx.warp, lane: lane as u8, clock: warp.clock, sync: warp.syncs as u16, pc: cx.pc }
+    Accessor {
+        warp: cx.warp,
+        lane: lane as u8,
+        clock: warp.clock,
+        sync: warp.syncs as u16,
+        pc: cx.pc,
+        floor: cx.cta.shared.floor(cx.warp),
+    }
 }
 
 /// Initialisation and races of an access to shared memory. Stores are recorded by [`store`], which knows the values.
@@ -479,26 +484,28 @@ fn shared_shadow(cx: &mut Cx, i: &Inst, mask: u32, addr: &[u64; 32], bytes: u32,
     }
 }
 
-/// An atomic or volatile access: it orders, and races with nothing but a pending copy.
+/// An atomic or volatile access: it orders, and races with plain accesses and pending copies.
 #[cold]
 fn ordered_shared(cx: &mut Cx, mask: u32, addr: &[u64; 32], bytes: u32, access: Access) {
     let w = cx.warp;
-    let cta = &mut *cx.cta;
-    let mut pending = None;
+    let mut found = None;
     for l in (0..32u32).filter(|&l| mask >> l & 1 != 0) {
         let at = addr[l as usize] as u32;
-        if let Some(pc) = cta.shared.pending(at, bytes) {
-            pending.get_or_insert((Conflict::Pending(pc), l));
-        }
         if access != Access::Store {
-            cta.shared.acquire(w, at);
+            cx.cta.shared.acquire(w, at);
+        }
+        let by = accessor(cx, l);
+        let conflict = cx.cta.shared.ordered(at, bytes, &by, access != Access::Load);
+        if found.is_none() {
+            found = conflict.map(|c| (c, l));
         }
         if access != Access::Load {
+            let cta = &mut *cx.cta;
             cta.shared.release(w, &mut cta.warps[w], at);
         }
     }
-    cta.warps[w].syncs += 1;
-    if let Some((conflict, lane)) = pending {
+    cx.cta.warps[w].syncs += 1;
+    if let Some((conflict, lane)) = found {
         race(cx, conflict, lane, addr[lane as usize]);
     }
 }

@@ -29,6 +29,8 @@ struct Entry {
     pending: bool,
     /// Further readers are in the table.
     more: bool,
+    /// The write was atomic or volatile, and races with plain accesses only.
+    ordered: bool,
 }
 
 /// A thread that accesses shared memory.
@@ -39,6 +41,8 @@ pub(crate) struct Accessor {
     pub(crate) clock: u32,
     pub(crate) sync: u16,
     pub(crate) pc: u32,
+    /// Up to which clock it is ordered after every other warp.
+    pub(crate) floor: u32,
 }
 
 /// Two accesses that nothing orders.
@@ -78,11 +82,17 @@ pub(crate) struct SharedMemory {
     warps: usize,
     /// `known[v * warps + w]`: up to which clock of warp `w` warp `v` is ordered after.
     known: Vec<u32>,
+    /// Least of `known[v * warps..]` over the other warps, for each warp `v`.
+    floors: Vec<u32>,
     /// What atomics and `mbarrier`s at an address carry from one warp to the next.
     carried: HashMap<u32, Vec<u32>>,
     more_readers: HashMap<u32, Vec<(u8, u32, u32)>>,
     /// Whether lanes of one warp are checked against each other.
     pub(crate) warp_races: bool,
+    /// Entries with clocks up to this one are of earlier CTAs.
+    base: u32,
+    /// Granules of copies that were issued and have not landed, and of those that were overwritten.
+    copies: u64,
 }
 
 impl SharedMemory {
@@ -96,23 +106,42 @@ impl SharedMemory {
             granule_shift: granule.trailing_zeros(),
             warps,
             known: vec![0; warps * warps],
+            floors: vec![0; warps],
             carried: HashMap::new(),
             more_readers: HashMap::new(),
             warp_races: false,
+            base: 0,
+            copies: 0,
         }
     }
 
-    /// Makes it as new, with or without the race check.
-    pub(crate) fn reset(&mut self, races: bool, warp_races: bool) {
+    /// Makes it as new, with or without the race check, for a CTA after one whose warps' clocks went up to `last`.
+    /// The first `reserved` bytes are zeros, all else is poison.
+    pub(crate) fn reset(&mut self, races: bool, warp_races: bool, reserved: u32, last: u32) {
         self.data.words().fill(u32::MAX);
         self.init.fill(0);
-        self.known.fill(0);
+        self.data.words()[..reserved as usize / 4].fill(0);
+        self.init[..reserved as usize / 64].fill(u64::MAX);
         self.carried.clear();
         self.more_readers.clear();
         self.warp_races = warp_races;
         let n = if races { (self.bytes as usize).div_ceil(1 << self.granule_shift) } else { 0 };
-        self.entries.clear();
-        self.entries.resize(n, Entry::default());
+        // Clocks go on where those of the last CTA ended, so that its entries are before everything of this one.
+        if self.entries.len() == n && self.copies == 0 && last < u32::MAX / 2 {
+            self.base = last;
+        } else {
+            self.base = 0;
+            self.copies = 0;
+            self.entries.clear();
+            self.entries.resize(n, Entry::default());
+        }
+        self.known.fill(self.base);
+        self.floors.fill(self.base);
+    }
+
+    /// The clock with which the warps of this CTA begin.
+    pub(crate) fn first_clock(&self) -> u32 {
+        self.base + 1
     }
 
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
@@ -194,6 +223,19 @@ impl SharedMemory {
         for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(clocks) {
             *k = (*k).max(c);
         }
+        self.find_floor(w);
+    }
+
+    fn find_floor(&mut self, w: usize) {
+        let known = &self.known[w * self.warps..(w + 1) * self.warps];
+        let others = known.iter().enumerate().filter(|&(v, _)| v != w);
+        self.floors[w] = others.map(|(_, &k)| k).min().unwrap_or(self.base);
+    }
+
+    /// See [`Accessor::floor`].
+    #[inline]
+    pub(crate) fn floor(&self, w: usize) -> u32 {
+        self.floors[w]
     }
 
     /// A warp publishes what it did before by an atomic or an arrival at `address`.
@@ -217,6 +259,7 @@ impl SharedMemory {
             for (k, &c) in self.known[w * n..(w + 1) * n].iter_mut().zip(carried) {
                 *k = (*k).max(c);
             }
+            self.find_floor(w);
         }
     }
 
@@ -228,15 +271,38 @@ impl SharedMemory {
 
     #[inline]
     fn unordered_write(&self, e: &Entry, by: &Accessor) -> bool {
-        if e.write_clock == 0 {
+        if e.write_clock <= self.base {
             return false;
         }
         let w = usize::from(e.write_warp);
         if w == by.warp {
-            self.warp_races && e.write_lane != by.lane && e.write_sync == by.sync && e.write_pc != by.pc
+            self.warp_races
+                && !e.ordered
+                && e.write_lane != by.lane
+                && e.write_sync == by.sync
+                && e.write_pc != by.pc
         } else {
             self.known[by.warp * self.warps + w] < e.write_clock
         }
+    }
+
+    /// Whether the granule is the destination of a copy that was issued before, and only a wait is missing. A copy
+    /// that another warp issues meanwhile is a race, which no wait would end.
+    #[inline]
+    fn not_waited_for(&self, e: &Entry, by: &Accessor) -> bool {
+        e.pending && (usize::from(e.write_warp) == by.warp || !self.unordered_write(e, by))
+    }
+
+    /// Whether the write is ordered before `by` for reasons that take no look at other warps.
+    #[inline(always)]
+    fn settled(&self, e: &Entry, by: &Accessor) -> bool {
+        let own = usize::from(e.write_warp) == by.warp;
+        let apart = !self.warp_races
+            || e.ordered
+            || e.write_lane == by.lane
+            || e.write_sync != by.sync
+            || e.write_pc == by.pc;
+        !e.pending && (e.write_clock <= self.base || if own { apart } else { e.write_clock <= by.floor })
     }
 
     /// Records a read; the first conflict, if any.
@@ -245,28 +311,50 @@ impl SharedMemory {
         let mut conflict = None;
         for g in self.granules(at, bytes) {
             let e = self.entries[g];
-            if e.pending {
-                conflict.get_or_insert(Conflict::Pending(e.write_pc));
-            } else if self.unordered_write(&e, by) {
-                conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
-            }
             let me = 1u32 << by.warp;
-            let mut new = e;
-            if e.readers & !me == 0 {
+            let alone = e.readers & !me == 0 || e.read_clock <= by.floor;
+            if self.settled(&e, by) && (alone || e.read_clock == by.clock) {
                 let together = e.readers == me && e.read_sync == by.sync && e.read_clock == by.clock;
-                new.read_lane = if together && e.read_lane != by.lane { MANY } else { by.lane };
-                new.readers = me;
-            } else if e.read_clock == by.clock {
-                new.readers |= me;
-                new.read_lane = MANY;
-            } else {
-                self.replace_readers(g, &mut new, by);
+                let many = !alone || together && e.read_lane != by.lane;
+                let e = &mut self.entries[g];
+                e.read_lane = if many { MANY } else { by.lane };
+                e.readers = if alone { me } else { e.readers | me };
+                e.read_clock = by.clock;
+                e.read_sync = by.sync;
+                e.read_pc = by.pc;
+            } else if let Some(c) = self.read_slowly(g, by) {
+                conflict.get_or_insert(c);
             }
-            new.read_clock = by.clock;
-            new.read_sync = by.sync;
-            new.read_pc = by.pc;
-            self.entries[g] = new;
         }
+        conflict
+    }
+
+    #[inline(never)]
+    fn read_slowly(&mut self, g: usize, by: &Accessor) -> Option<Conflict> {
+        let e = self.entries[g];
+        let conflict = if self.not_waited_for(&e, by) {
+            Some(Conflict::Pending(e.write_pc))
+        } else if self.unordered_write(&e, by) {
+            Some(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane))
+        } else {
+            None
+        };
+        let me = 1u32 << by.warp;
+        let mut new = e;
+        if e.readers & !me == 0 {
+            let together = e.readers == me && e.read_sync == by.sync && e.read_clock == by.clock;
+            new.read_lane = if together && e.read_lane != by.lane { MANY } else { by.lane };
+            new.readers = me;
+        } else if e.read_clock == by.clock {
+            new.readers |= me;
+            new.read_lane = MANY;
+        } else {
+            self.replace_readers(g, &mut new, by);
+        }
+        new.read_clock = by.clock;
+        new.read_sync = by.sync;
+        new.read_pc = by.pc;
+        self.entries[g] = new;
         conflict
     }
 
@@ -298,40 +386,73 @@ impl SharedMemory {
         let mut conflict = None;
         for g in self.granules(at, bytes) {
             let e = self.entries[g];
-            if let Some(c) = self.write_conflict(g, &e, by, same) {
+            let me = 1u32 << by.warp;
+            let read_apart = e.readers & me == 0
+                || !self.warp_races
+                || e.read_lane == by.lane
+                || e.read_sync != by.sync
+                || e.read_clock != by.clock
+                || e.read_pc == by.pc;
+            let others_before = e.readers & !me == 0 || e.read_clock <= by.floor;
+            if !(self.settled(&e, by) && read_apart && others_before && !e.more)
+                && let Some(c) = self.write_conflict(g, &e, by, same)
+            {
                 conflict.get_or_insert(c);
             }
-            if e.more {
-                self.more_readers.remove(&(g as u32));
-            }
-            self.entries[g] = Entry {
-                write_clock: by.clock,
-                write_pc: by.pc,
-                write_sync: by.sync,
-                write_warp: by.warp as u8,
-                write_lane: by.lane,
-                ..Entry::default()
-            };
+            self.record_write(g, by, false);
         }
         conflict
     }
 
+    /// Records an atomic or volatile access: it races with plain accesses of other warps.
+    pub(crate) fn ordered(&mut self, at: u32, bytes: u32, by: &Accessor, writes: bool) -> Option<Conflict> {
+        let mut conflict = None;
+        for g in self.granules(at, bytes) {
+            let e = self.entries[g];
+            let plain = !e.ordered && usize::from(e.write_warp) != by.warp && self.unordered_write(&e, by);
+            if self.not_waited_for(&e, by) {
+                conflict.get_or_insert(Conflict::Pending(e.write_pc));
+            } else if plain && writes {
+                conflict.get_or_insert(Conflict::WriteAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+            } else if plain {
+                conflict.get_or_insert(Conflict::ReadAfterWrite(e.write_pc, e.write_warp, e.write_lane));
+            }
+            if !writes {
+                continue;
+            }
+            if let Some(c) = self.reader_elsewhere(g, &e, by) {
+                conflict.get_or_insert(c);
+            }
+            self.record_write(g, by, true);
+        }
+        conflict
+    }
+
+    #[inline]
+    fn record_write(&mut self, g: usize, by: &Accessor, ordered: bool) {
+        if self.entries[g].more {
+            self.more_readers.remove(&(g as u32));
+        }
+        self.entries[g] = Entry {
+            write_clock: by.clock,
+            write_pc: by.pc,
+            write_sync: by.sync,
+            write_warp: by.warp as u8,
+            write_lane: by.lane,
+            ordered,
+            ..Entry::default()
+        };
+    }
+
+    #[inline(never)]
     fn write_conflict(&self, g: usize, e: &Entry, by: &Accessor, same: bool) -> Option<Conflict> {
-        if e.pending {
+        if self.not_waited_for(e, by) {
             return Some(Conflict::Pending(e.write_pc));
         }
         if !same && self.unordered_write(e, by) {
             return Some(Conflict::WriteAfterWrite(e.write_pc, e.write_warp, e.write_lane));
         }
         let me = 1u32 << by.warp;
-        let mut others = e.readers & !me;
-        while others != 0 {
-            let w = others.trailing_zeros() as usize;
-            others &= others - 1;
-            if self.known[by.warp * self.warps + w] < e.read_clock {
-                return Some(Conflict::WriteAfterRead(e.read_pc, w as u8));
-            }
-        }
         if self.warp_races
             && e.readers & me != 0
             && e.read_lane != by.lane
@@ -340,6 +461,20 @@ impl SharedMemory {
             && e.read_pc != by.pc
         {
             return Some(Conflict::WriteAfterRead(e.read_pc, by.warp as u8));
+        }
+        self.reader_elsewhere(g, e, by)
+    }
+
+    /// A reader in another warp that nothing orders before `by`.
+    fn reader_elsewhere(&self, g: usize, e: &Entry, by: &Accessor) -> Option<Conflict> {
+        let me = 1u32 << by.warp;
+        let mut others = e.readers & !me;
+        while others != 0 {
+            let w = others.trailing_zeros() as usize;
+            others &= others - 1;
+            if self.known[by.warp * self.warps + w] < e.read_clock {
+                return Some(Conflict::WriteAfterRead(e.read_pc, w as u8));
+            }
         }
         if e.more {
             for &(w, clock, pc) in self.more_readers.get(&(g as u32)).into_iter().flatten() {
@@ -356,6 +491,7 @@ impl SharedMemory {
         let conflict = self.write(at, bytes, by, false);
         for g in self.granules(at, bytes) {
             self.entries[g].pending = true;
+            self.copies += 1;
         }
         conflict
     }
@@ -364,6 +500,7 @@ impl SharedMemory {
     pub(crate) fn land_copy(&mut self, at: u32, bytes: u32, by: &Accessor) {
         for g in self.granules(at, bytes) {
             let e = &mut self.entries[g];
+            self.copies -= u64::from(e.pending);
             e.pending = false;
             e.write_clock = by.clock;
             e.write_sync = by.sync;
@@ -371,95 +508,7 @@ impl SharedMemory {
             e.write_lane = by.lane;
         }
     }
-
-    /// Whether a `cp.async` to one of these bytes is pending: its instruction.
-    pub(crate) fn pending(&self, at: u32, bytes: u32) -> Option<u32> {
-        self.granules(at, bytes).map(|g| &self.entries[g]).find(|e| e.pending).map(|e| e.write_pc)
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn by(warp: usize, lane: u8, clock: u32, sync: u16, pc: u32) -> Accessor {
-        Accessor { warp, lane, clock, sync, pc }
-    }
-
-    fn memory(warps: usize) -> (SharedMemory, Vec<Warp>) {
-        let mut s = SharedMemory::new(64, 4, warps);
-        s.reset(true, true);
-        let mut all: Vec<Warp> = (0..warps).map(|_| Warp::new(0)).collect();
-        for w in &mut all {
-            w.reset(u32::MAX);
-        }
-        (s, all)
-    }
-
-    fn barrier(s: &mut SharedMemory, warps: &mut [Warp], who: &[usize]) {
-        let mut clocks = Vec::new();
-        for &w in who {
-            s.arrives(w, warps, &mut clocks);
-        }
-        for &w in who {
-            s.knows(w, &clocks);
-        }
-    }
-
-    #[test]
-    fn a_barrier_orders_and_its_absence_is_seen_both_ways() {
-        let (mut s, mut w) = memory(2);
-        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 10), false), None);
-        assert_eq!(s.read(0, 4, &by(1, 3, 1, 0, 11)), Some(Conflict::ReadAfterWrite(10, 0, 0)));
-        barrier(&mut s, &mut w, &[0, 1]);
-        assert_eq!(s.read(0, 4, &by(1, 3, 2, 1, 12)), None);
-        assert_eq!(s.write(0, 4, &by(0, 0, 2, 1, 13), false), Some(Conflict::WriteAfterRead(12, 1)));
-        barrier(&mut s, &mut w, &[0, 1]);
-        assert_eq!(s.write(0, 4, &by(1, 0, 3, 2, 14), false), None);
-        assert_eq!(s.write(0, 4, &by(0, 0, 3, 2, 15), true), None);
-        assert_eq!(s.write(0, 4, &by(1, 0, 3, 2, 16), false), Some(Conflict::WriteAfterWrite(15, 0, 0)));
-    }
-
-    #[test]
-    fn a_named_barrier_orders_only_those_who_take_part() {
-        let (mut s, mut w) = memory(3);
-        assert_eq!(s.read(4, 4, &by(2, 0, 1, 0, 1)), None);
-        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 2), false), None);
-        barrier(&mut s, &mut w, &[0, 1]);
-        assert_eq!(s.read(0, 4, &by(1, 0, 2, 1, 3)), None);
-        assert_eq!(s.read(0, 4, &by(2, 0, 1, 0, 4)), Some(Conflict::ReadAfterWrite(2, 0, 0)));
-        // Readers with different clocks are all remembered.
-        assert_eq!(s.read(4, 4, &by(1, 0, 2, 1, 5)), None);
-        assert_eq!(s.write(4, 4, &by(1, 0, 2, 1, 6), false), Some(Conflict::WriteAfterRead(1, 2)));
-        // What warp 1 learns at a barrier with 0 it passes on to 2.
-        barrier(&mut s, &mut w, &[1, 2]);
-        assert_eq!(s.read(0, 4, &by(2, 0, 2, 1, 7)), None);
-    }
-
-    #[test]
-    fn lanes_of_a_warp_are_ordered_by_warp_syncs() {
-        let (mut s, _) = memory(1);
-        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 1), false), None);
-        assert_eq!(s.read(0, 4, &by(0, 0, 1, 0, 2)), None);
-        assert_eq!(s.read(0, 4, &by(0, 1, 1, 0, 2)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
-        assert_eq!(s.write(0, 4, &by(0, 0, 1, 0, 3), false), Some(Conflict::WriteAfterRead(2, 0)));
-        assert_eq!(s.read(0, 4, &by(0, 1, 1, 1, 4)), None);
-    }
-
-    #[test]
-    fn copies_are_pending_until_they_land() {
-        let (mut s, _) = memory(2);
-        assert_eq!(s.issue_copy(0, 16, &by(0, 0, 1, 0, 1)), None);
-        assert_eq!(s.read(8, 4, &by(0, 0, 1, 0, 2)), Some(Conflict::Pending(1)));
-        s.land_copy(0, 16, &by(0, 0, 1, 0, 3));
-        assert_eq!(s.read(8, 4, &by(0, 0, 1, 0, 4)), None);
-        assert_eq!(s.read(8, 4, &by(1, 0, 1, 0, 5)), Some(Conflict::ReadAfterWrite(1, 0, 0)));
-    }
-
-    #[test]
-    fn initialised_bytes() {
-        let (mut s, _) = memory(1);
-        s.mark(60, 8);
-        assert!(s.marked(60, 4) && s.marked(64, 4) && s.marked(60, 8) && !s.marked(59, 2));
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use super::super::cx::Cx;
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::levels;
+use super::super::lanes::vectored;
 use super::load::InMemory;
 use super::{Access, accessor, addresses, mem_flag, race, resolve};
 use crate::decode::dec::SHARED_WINDOW;
@@ -91,8 +91,8 @@ pub(crate) fn check_races(
     }
 }
 
-levels!(fn store_of<E: InMemory>[const VEC: usize] = store_body);
-levels!(
+vectored!(fn store_of<E: InMemory>[const VEC: usize] = store_body);
+vectored!(
     /// `st.b128`
     pub(crate) fn store_wide<> = store_wide_body
 );

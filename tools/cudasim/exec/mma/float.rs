@@ -1,9 +1,9 @@
 //! `mma` of f16, bf16 and tf32: m16n8k4, k8 and k16.
 
 use super::super::cx::Cx;
-use super::super::float::half::{Bf16, F16C, F16Soft, Format, Half16, f16_to_f32, f32_to_f16};
+use super::super::float::half::{Bf16, F16, Format, Half16, f16_to_f32, f32_to_f16};
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::{Level, level};
+use super::super::lanes::vectored;
 use super::{note_chain, row32};
 
 /// Fragments of A and B in single precision.
@@ -173,34 +173,15 @@ fn canon(bits: u32) -> u32 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff_ffff } else { bits }
 }
 
-fn of<O: Operands>() -> ExecFn {
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-    unsafe fn v3<O: Operands>(cx: &mut Cx, i: &Inst, mask: u32) {
-        // SAFETY: passed on to the caller.
-        unsafe { body::<O>(cx, i, mask) }
-    }
-    unsafe fn base<O: Operands>(cx: &mut Cx, i: &Inst, mask: u32) {
-        // SAFETY: passed on to the caller.
-        unsafe { body::<O>(cx, i, mask) }
-    }
-    match level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::V3 => v3::<O>,
-        _ => base::<O>,
-    }
-}
+vectored!(fn of<O: Operands> = body);
 
 /// The function for a format and k of 8 or 16.
 pub(crate) fn halves(format: Format, k: u32) -> Option<ExecFn> {
-    let f16c = cfg!(target_arch = "x86_64") && level() == Level::V3;
     Some(match (format, k) {
         (Format::Bf16, 8) => of::<Halves<Bf16, 1>>(),
         (Format::Bf16, 16) => of::<Halves<Bf16, 2>>(),
-        (Format::F16, 8) if f16c => of::<Halves<F16C, 1>>(),
-        (Format::F16, 16) if f16c => of::<Halves<F16C, 2>>(),
-        (Format::F16, 8) => of::<Halves<F16Soft, 1>>(),
-        (Format::F16, 16) => of::<Halves<F16Soft, 2>>(),
+        (Format::F16, 8) => of::<Halves<F16, 1>>(),
+        (Format::F16, 16) => of::<Halves<F16, 2>>(),
         _ => return None,
     })
 }

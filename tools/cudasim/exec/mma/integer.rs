@@ -2,7 +2,7 @@
 
 use super::super::cx::Cx;
 use super::super::inst::{ExecFn, Inst};
-use super::super::lanes::levels;
+use super::super::lanes::vectored;
 use super::{note_chain, row32};
 
 /// Bits of `aux[1]`.
@@ -122,8 +122,8 @@ unsafe fn bits_body<const T: usize>(cx: &mut Cx, i: &Inst, mask: u32) {
     }
 }
 
-levels!(fn int_of<>[const BITS: u32, const T: usize] = body);
-levels!(fn bits_of<>[const T: usize] = bits_body);
+vectored!(fn int_of<>[const BITS: u32, const T: usize] = body);
+vectored!(fn bits_of<>[const T: usize] = bits_body);
 
 /// The function for elements of `bits` and `t` registers of B.
 pub(crate) fn integers(bits: u32, t: usize) -> Option<ExecFn> {

@@ -1,5 +1,5 @@
 //! Files of `tests/kernels/ptx`.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "no test uses all of it")]
 
 use std::io::Read;
 use std::path::PathBuf;

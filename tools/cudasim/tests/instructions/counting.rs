@@ -25,7 +25,7 @@ fn global(instruction: &str, offsets: &[u32; 32]) -> InstructionCount {
     let out = run_clean(&kernel(2, &body), Config::new(1, 32), &[bytes_of(offsets), vec![0; 1 << 16]]);
     let opcode = instruction.split_whitespace().next().unwrap();
     let found: Vec<&InstructionCount> =
-        out.counters.instructions.iter().filter(|i| i.text == opcode).collect();
+        out.counters.instructions.iter().filter(|i| *i.text == *opcode).collect();
     assert_eq!(found.len(), 1, "{opcode} in {:?}", out.counters.instructions);
     found[0].clone()
 }
@@ -134,7 +134,7 @@ fn shared(instruction: &str, offsets: &[u32; 32]) -> InstructionCount {
     out.counters
         .instructions
         .iter()
-        .find(|i| i.text == opcode)
+        .find(|i| *i.text == *opcode)
         .unwrap_or_else(|| panic!("no {opcode}"))
         .clone()
 }
@@ -260,7 +260,7 @@ fn instructions_count_per_warp_and_per_lane() {
         selp.u32 n, 10, 5, p; mov.u32 i, 0; LOOP: mul.lo.u32 x, i, 3; add.u32 i, i, 1; setp.lt.u32 p, i, n; @p bra LOOP;
         xor.b32 x, x, n;";
     let out = run_clean(&kernel(1, body), Config::new(1, 64), &[vec![0; 4]]);
-    let by_text = |text: &str| out.counters.instructions.iter().find(|i| i.text == text).unwrap();
+    let by_text = |text: &str| out.counters.instructions.iter().find(|i| *i.text == *text).unwrap();
     let product = by_text("mul.lo.u32");
     assert_eq!((product.warp_execs, product.thread_execs), (2 * 10, 2 * (16 * 10 + 16 * 5)));
     let last = by_text("xor.b32");

@@ -215,11 +215,14 @@ fn value(f: Format, bits: u16) -> f64 {
     wide.map_or(f64::NAN, f64::from_bits)
 }
 
+/// The exact function.
+type Exact = fn(f64) -> f64;
+
 #[test]
 fn exponential_and_tangent_of_every_half_are_close() {
     let a = all();
     // Maximum relative error by the manual, and its absolute floor where results are denormal.
-    let cases: [(&str, Format, fn(f64) -> f64, f64); 4] = [
+    let cases: [(&str, Format, Exact, f64); 4] = [
         ("ex2.approx.f16", F16, f64::exp2, 2f64.powf(-9.9)),
         ("tanh.approx.f16", F16, f64::tanh, 2f64.powf(-10.987) + 2f64.powi(-11)),
         ("ex2.approx.ftz.bf16", BF16, f64::exp2, 2f64.powi(-7)),

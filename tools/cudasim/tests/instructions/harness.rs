@@ -65,11 +65,18 @@ pub struct Config {
     pub block: [u32; 3],
     pub dynamic_shared_bytes: u32,
     pub checks: Checks,
+    pub cooperative: bool,
 }
 
 impl Config {
     pub fn new(grid: u32, block: u32) -> Config {
-        Config { grid: [grid, 1, 1], block: [block, 1, 1], dynamic_shared_bytes: 0, checks: Checks::ALL }
+        Config {
+            grid: [grid, 1, 1],
+            block: [block, 1, 1],
+            dynamic_shared_bytes: 0,
+            checks: Checks::ALL,
+            cooperative: false,
+        }
     }
 }
 
@@ -98,7 +105,7 @@ pub fn run_with(text: &str, config: Config, buffers: &[Vec<u8>], more: &[u8]) ->
         block: config.block,
         dynamic_shared_bytes: config.dynamic_shared_bytes,
         params: &params,
-        cooperative: false,
+        cooperative: config.cooperative,
         globals: &globals,
     };
     let options = ExecOptions { threads: 1, checks: config.checks, ..ExecOptions::default() };

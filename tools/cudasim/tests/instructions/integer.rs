@@ -83,14 +83,14 @@ fn products_of_24_bits() {
     let low = |x: u32| u64::from(x & 0xff_ffff);
     let (u, v, w) = (cast!(a, u32), cast!(b, u32), cast!(c, u32));
     check2("mul24.lo.u32 %o, %a, %b;", &u, &v, |x: u32, y: u32| (low(x) * low(y)) as u32);
-    check2("mul24.hi.u32 %o, %a, %b;", &u, &v, |x: u32, y: u32| (low(x) * low(y) >> 16) as u32);
+    check2("mul24.hi.u32 %o, %a, %b;", &u, &v, |x: u32, y: u32| ((low(x) * low(y)) >> 16) as u32);
     check3("mad24.lo.u32 %o, %a, %b, %c;", &u, &v, &w, |x: u32, y: u32, z: u32| {
         ((low(x) * low(y)) as u32).wrapping_add(z)
     });
     let (s, t) = (cast!(a, i32), cast!(b, i32));
     let low = |x: i32| i64::from(x << 8 >> 8);
     check2("mul24.lo.s32 %o, %a, %b;", &s, &t, |x: i32, y: i32| (low(x) * low(y)) as i32);
-    check2("mul24.hi.s32 %o, %a, %b;", &s, &t, |x: i32, y: i32| (low(x) * low(y) >> 16) as i32);
+    check2("mul24.hi.s32 %o, %a, %b;", &s, &t, |x: i32, y: i32| ((low(x) * low(y)) >> 16) as i32);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn saturated_sums() {
     check2("add.sat.s32 %o, %a, %b;", &a, &b, |x: i32, y: i32| x.saturating_add(y));
     check2("sub.sat.s32 %o, %a, %b;", &a, &b, |x: i32, y: i32| x.saturating_sub(y));
     check3("mad.hi.sat.s32 %o, %a, %b, %c;", &a, &b, &c, |x: i32, y: i32, z: i32| {
-        ((i64::from(x) * i64::from(y) >> 32) as i32).saturating_add(z)
+        (((i64::from(x) * i64::from(y)) >> 32) as i32).saturating_add(z)
     });
 }
 
@@ -434,7 +434,7 @@ fn carries_travel_through_chains() {
         ),
         &a,
         &b,
-        |x: u64, y: u64| (u128::from(x) * u128::from(y) >> 64) as u64,
+        |x: u64, y: u64| ((u128::from(x) * u128::from(y)) >> 64) as u64,
     );
 }
 

@@ -33,21 +33,29 @@ fn c_layout(i: usize, l: usize) -> (usize, usize) {
     (l / 4 + i / 2 * 8, l % 4 * 2 + i % 2)
 }
 
-/// Elements per register `p`: A has rows l / 4 and l / 4 + 8 in alternating registers.
+/// Place of element `i` of lane `l` in A: `p` elements per register, with 16 rows those of rows l / 4 and l / 4 + 8 in
+/// alternating registers.
+fn a_layout(m: usize, p: usize, i: usize, l: usize) -> (usize, usize) {
+    let (register, j) = (i / p, i % p);
+    match m {
+        8 => (l / 4, l % 4 * p + j + register * 4 * p),
+        _ => (l / 4 + register % 2 * 8, l % 4 * p + j + register / 2 * 4 * p),
+    }
+}
+
+/// The same in B.
+fn b_layout(p: usize, i: usize, l: usize) -> (usize, usize) {
+    (l % 4 * p + i % p + i / p * 4 * p, l / 4)
+}
+
 macro_rules! shape {
     ($m:literal, $n:literal, $k:literal, per $p:literal) => {
         Shape {
             m: $m,
             n: $n,
             k: $k,
-            a: |i, l| {
-                let (register, j) = (i / $p, i % $p);
-                match $m {
-                    8 => (l / 4, l % 4 * $p + j + register * 4 * $p),
-                    _ => (l / 4 + register % 2 * 8, l % 4 * $p + j + register / 2 * 4 * $p),
-                }
-            },
-            b: |i, l| (l % 4 * $p + i % $p + i / $p * 4 * $p, l / 4),
+            a: |i, l| a_layout($m, $p, i, l),
+            b: |i, l| b_layout($p, i, l),
             a_elements: $m * $k / 32,
             b_elements: $n * $k / 32,
         }

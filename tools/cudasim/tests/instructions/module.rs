@@ -8,27 +8,31 @@ use crate::harness::{Config, bytes_of, kernel, run, run_clean, run_with, values_
 fn parameters_have_their_alignment_and_type() {
     let text = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p0, .param .u8 a, .param .s16 b, \
         .param .f32 c, .param .align 8 .b8 d[20], .param .s32 e) {
-        .reg .b64 q, x, d0; .reg .b32 v; .reg .f32 f; .reg .b16 h;
+        .reg .b64 q, x, d0; .reg .b32 v; .reg .f32 f; .reg .b16 g, h, i, j;
         ld.param.u64 q, [p0]; ld.param.u8 x, [a]; st.global.u64 [q], x; ld.param.s16 x, [b]; st.global.u64 [q+8], x;
         ld.param.f32 f, [c]; st.global.f32 [q+16], f; ld.param.u32 v, [d+16]; st.global.u32 [q+20], v;
         mov.b64 d0, d; cvta.param.u64 d0, d0; ld.u64 x, [d0+8]; st.global.u64 [q+24], x; ld.param.s32 x, [e]; st.global.u64 [q+32], x;
-        ld.param.v2.u32 {v, v}, [d]; st.global.u32 [q+40], v; ret; }";
+        ld.param.v2.u32 {v, v}, [d]; st.global.u32 [q+40], v;
+        ld.param.v4.u8 {g, i, j, h}, [d+4]; st.global.u16 [q+44], i; st.global.u8 [q+46], j; st.global.u8 [q+47], h;
+        ld.param.v2.s8 {h, i}, [d+18]; cvt.s32.s16 v, i; st.global.u32 [q+48], v; ret; }";
     let mut more = vec![0xf0u8, 0, 0xfe, 0xff];
     more.extend_from_slice(&1.5f32.to_le_bytes());
     // The structure is at 16: eight bytes for the pointer, eight for the scalars.
-    more.extend((0..20).map(|i| i * 3));
+    let structure: Vec<u8> = (0..20).map(|i| if i == 19 { 0x85 } else { i * 3 }).collect();
+    more.extend(&structure);
     more.extend_from_slice(&(-7i32).to_le_bytes());
-    let out = run_with(text, Config::new(1, 1), &[vec![0; 48]], &more);
+    let out = run_with(text, Config::new(1, 1), &[vec![0; 56]], &more);
     assert!(out.reports.is_empty(), "{:?}", out.reports);
     let words: Vec<u64> = values_of(&out.buffers[0]);
     assert_eq!(words[0], 0xf0);
     assert_eq!(words[1], (-2i64) as u64);
     assert_eq!(words[2] as u32, 1.5f32.to_bits());
-    let structure: Vec<u8> = (0..20).map(|i| i * 3).collect();
     assert_eq!((words[2] >> 32) as u32, u32::from_le_bytes(structure[16..].try_into().unwrap()));
     assert_eq!(words[3], u64::from_le_bytes(structure[8..16].try_into().unwrap()));
     assert_eq!(words[4], (-7i64) as u64);
     assert_eq!(words[5] as u32, u32::from_le_bytes(structure[4..8].try_into().unwrap()));
+    assert_eq!((words[5] >> 32) as u32, u32::from_le_bytes([structure[5], 0, structure[6], structure[7]]));
+    assert_eq!(words[6] as i32, 0x85u8 as i8 as i32);
 }
 
 #[test]
@@ -117,4 +121,48 @@ fn faults_that_do_not_stop_are_reported() {
     let absent =
         faults("setp.lt.u32 p, t, 5; @p bra HERE; bra END; HERE: shfl.sync.bfly.b32 x, t, 1, 31, -1; END:");
     assert!(absent.contains(&FaultKind::InactiveLane), "{absent:?}");
+}
+
+#[test]
+fn reductions_at_a_barrier_complete_when_the_other_warps_end() {
+    let address = ".reg .b32 t, x; .reg .b64 q, o; .reg .pred p, r; mov.u32 t, %tid.x; ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o;";
+    for (op, want) in [("and.pred r, 0, p", 0), ("or.pred r, 0, p", 1), ("popc.u32 x, 0, p", 16)] {
+        // Warp 0 waits; warp 1 ends without having come.
+        let body = format!(
+            "{address} setp.ge.u32 p, t, 32; @p exit; setp.lt.u32 p, t, 16; bar.red.{op}; {} st.global.u32 [q], x;",
+            if op.starts_with("popc") { "" } else { "selp.u32 x, 1, 0, r;" }
+        );
+        let out = run_clean(&kernel(1, &body), Config::new(1, 64), &[vec![0; 128]]);
+        assert_eq!(values_of::<u32>(&out.buffers[0]), vec![want; 32], "{op}");
+    }
+}
+
+#[test]
+fn the_grid_of_a_cooperative_launch_has_a_workspace() {
+    // What cooperative groups do: the barrier of the grid is the second word of the workspace.
+    let body = ".reg .b32 t, x, y, n; .reg .b64 w, q, o; .reg .pred p;
+        mov.u32 x, %envreg1; mov.u32 y, %envreg2; mov.b64 w, {y, x}; mov.u32 n, %nctaid.x;
+        setp.eq.u64 p, w, 0; mov.u32 x, 0; @p bra DONE;
+        atom.add.release.gpu.u32 x, [w+4], 1;
+        WAIT: ld.acquire.gpu.u32 x, [w+4]; setp.lt.u32 p, x, n; @p bra WAIT;
+        DONE: ld.param.u64 q, [p0]; mov.u32 t, %ctaid.x; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let config = Config::new(6, 1);
+    let out = run_clean(&kernel(1, body), Config { cooperative: true, ..config }, &[vec![0; 24]]);
+    assert_eq!(values_of::<u32>(&out.buffers[0]), [6; 6]);
+    let out = run_clean(&kernel(1, body), config, &[vec![0; 24]]);
+    assert_eq!(values_of::<u32>(&out.buffers[0]), [0; 6]);
+}
+
+#[test]
+fn reserved_shared_memory_lies_apart_from_that_of_the_program() {
+    let body = ".shared .align 4 .b8 own[128]; .reg .b32 t, a, b, x, y; .reg .b64 q, o; mov.u32 t, %tid.x;
+        mov.u32 a, own; mad.lo.u32 a, t, 4, a; mov.u32 b, %reserved_smem_offset_1; mad.lo.u32 b, t, 4, b;
+        ld.shared.u32 x, [b]; st.shared.u32 [a], t; add.u32 y, t, 100; st.shared.u32 [b], y;
+        ld.shared.u32 y, [a]; add.u32 x, x, y; ld.shared.u32 y, [b]; mad.lo.u32 x, y, 1000, x; mov.u32 y, %total_smem_size;
+        mad.lo.u32 x, y, 1000000, x;
+        ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o; st.global.u32 [q], x;";
+    let out = run_clean(&kernel(1, body), Config::new(1, 32), &[vec![0; 128]]);
+    for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
+        assert_eq!(found, 128_000_000 + (100 + i as u32) * 1000 + i as u32);
+    }
 }

@@ -28,7 +28,10 @@ fn check_setp<T: Element + std::fmt::Debug>(text: &str, a: &[T], b: &[T], expect
     check2(&text, a, b, |x, y| u32::from(expected(x, y)));
 }
 
-const INTEGER: [(&str, fn(Ordering) -> bool); 6] = [
+/// What a comparison says of an order.
+type Says = fn(Ordering) -> bool;
+
+const INTEGER: [(&str, Says); 6] = [
     ("eq", Ordering::is_eq),
     ("ne", Ordering::is_ne),
     ("lt", Ordering::is_lt),
@@ -139,13 +142,15 @@ fn pairs_compare_into_two_predicates() {
     }
 }
 
+/// How two predicates become one.
+type Combine = fn(bool, bool) -> bool;
+
 #[test]
 fn a_comparison_combines_with_a_predicate() {
     let (a, b) = pairs(32, 4096, 4);
     let (x, y) = (cast!(a, i32), cast!(b, i32));
-    let combine: [(&str, fn(bool, bool) -> bool); 3] =
-        [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)];
-    for (op, f) in combine {
+    let and: Combine = |a, b| a & b;
+    for (op, f) in [("and", and), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)] {
         for (not, negate) in [("", false), ("!", true)] {
             let text = format!(
                 ".reg .pred p, q, r; .reg .b32 t; setp.ge.s32 r, %a, 0; setp.lt.{op}.s32 p|q, %a, %b, {not}r; \

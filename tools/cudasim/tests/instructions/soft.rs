@@ -292,7 +292,7 @@ pub fn div(f: Format, a: u64, b: u64, mode: Round) -> Option<u64> {
             (_, 0) => Some(f.infinity(sign)),
             (_, divisor) => {
                 let x = x.normalised();
-                let magnitude = x.magnitude / divisor << 1 | u128::from(x.magnitude % divisor != 0);
+                let magnitude = ((x.magnitude / divisor) << 1) | u128::from(x.magnitude % divisor != 0);
                 let exponent = x.exponent - y.exponent - 1;
                 Some(f.round(Exact { negative: sign, magnitude, exponent }, mode))
             }

@@ -44,11 +44,11 @@ fn shuffles_of_every_mode_clamp_and_segment() {
                          selp.u32 t, 1, 0, p; xor.b32 %o, %o, t;"
                     );
                     let found: Vec<u32> = map1(&text, &a[..256]);
-                    for i in 0..256 {
+                    for (i, &found) in found.iter().enumerate() {
                         let (lane, warp) = (i as u32 % 32, i / 32 * 32);
                         let (j, valid) = source(mode, lane, b, c);
                         let wanted = a[warp + j as usize] ^ u32::from(valid);
-                        assert_eq!(found[i], wanted, "{mode} lane {lane}, b {b}, c {c:#x}");
+                        assert_eq!(found, wanted, "{mode} lane {lane}, b {b}, c {c:#x}");
                     }
                 }
             }
@@ -247,7 +247,7 @@ fn threads_of_a_block_are_numbered_x_first() {
     let out = run_clean(&kernel(1, body), config, &[vec![0; (w * h * d * 4) as usize]]);
     for (i, found) in values_of::<u32>(&out.buffers[0]).into_iter().enumerate() {
         let i = i as u32;
-        let wanted = (i % w) << 20 | (i / w % h) << 14 | (i / w / h) << 8 | i % 32;
+        let wanted = ((i % w) << 20) | ((i / w % h) << 14) | ((i / w / h) << 8) | (i % 32);
         assert_eq!(found, wanted, "thread {i}");
     }
 }
