@@ -39,10 +39,10 @@ struct Int4 {
     };
     template <class T>
     static __device__ __forceinline__ void load_zero(Zero<T> &zero, const u8 *tail, u32 u, u32 g) {
-        u32 nibbles = *reinterpret_cast<const u16 *>(tail + 256 + (u * 8 + g) * 2);
+        u32 nibbles = *reinterpret_cast<const u16 *>(tail + 256 + (u * 8 + g) * 2) * 0x10001;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            zero.z[i / 2][i % 2] = (nibbles >> 4 * i & 15) * 0x10001 | T::NEGATIVE;
+            zero.z[i / 2][i % 2] = ptx::and_or(nibbles >> 4 * i, 0x000f000fu, T::NEGATIVE);
         }
     }
     template <class T>
@@ -116,23 +116,36 @@ struct LinearConfig {
     static constexpr u32 WEIGHT_BYTES = 2 * 4 * KB * W::VECTORS * 512;
     static constexpr u32 TAIL_BYTES = 2 * W::TAIL;
     static constexpr u32 X_BYTES = NORM > 0 ? 0 : ROWS * KB * 64; // of a stage
-    static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + TAIL_BYTES + X_BYTES;
+    static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + TAIL_BYTES + X_BYTES, RING_BYTES = STAGES * STAGE_BYTES;
+    // Few rows are read as they are, the last of them in the place of those beyond; more are filled up with zeros.
+    static constexpr bool FILLED = NT > 1;
     // Prefill of grouped weights keeps the sum of the slices before in shared memory.
     static constexpr u32 TOTAL_BYTES = PREFILL && W::GROUPED ? PAIRS * 2 * NT * 4 * THREADS * 4 : 0;
     // The epilogue: tiles of 8 rows in a round; 16 floats for a tile and row, padded against bank conflicts. It may lie
     // where the sums of slices were.
     static constexpr int STEP = PREFILL && PAIRS == 1 ? 2 : 1;
-    static constexpr u32 FINISH_AT = STAGES * STAGE_BYTES, FINISH_STRIDE = 20;
+    static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
     static constexpr u32 FINISH_BYTES = 8 * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
-    // Normalised rows of all inputs.
-    static constexpr u32 ROWS_AT = ARRIVED_AT + 16, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2;
+    // Normalised rows of all inputs: two of them lie in different halves of the banks.
+    static constexpr u32 ROWS_AT = ARRIVED_AT + 16, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
     static_assert(!W::GROUPED || KB == 4, "a group is a stage");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
+
+// f(Number<0>), f(Number<1>), … f(Number<N − 1>): for numbers that become part of an instruction.
+template <int N> struct Number {
+    static constexpr int value = N;
+};
+template <int N, int FROM = 0, class F> __device__ __forceinline__ void unrolled(const F &f) {
+    if constexpr (FROM < N) {
+        f(Number<FROM>());
+        unrolled<N, FROM + 1>(f);
+    }
+}
 
 // Where a worker is in its stages.
 struct LinearCursor {
@@ -152,11 +165,12 @@ template <class C> struct Linear {
     u32 strips, groups, stages, m_tiles;
     u32 warp, lane, g, t, warp_n, warp_m;
     u64 policy;
-    // Of the copies: where this thread reads next.
+    // Of the copies: where this thread reads next, and where it writes in a stage.
     LinearCursor ahead;
     const u8 *ahead_w;
     const u16 *ahead_x;
-    bool ahead_there;
+    u32 ahead_bytes; // of 16; none beyond the last record
+    u32 to_weights, to_tail;
 
     __device__ __forceinline__ Linear(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
         : p(p), worker(worker), n_workers(n_workers), smem(smem) {
@@ -172,6 +186,10 @@ template <class C> struct Linear {
         warp_n = warp % C::WARPS_N;
         warp_m = warp / C::WARPS_N;
         policy = ptx::evict_first();
+        to_weights = smem_at + (warp * C::KB * W::VECTORS * 32 + lane) * 16;
+        to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16;
+        ptx::keep(to_weights);
+        ptx::keep(to_tail);
     }
 
     // First unit of a run; units are (strip, group), strips outermost.
@@ -204,30 +222,28 @@ template <class C> struct Linear {
     // Points the copies at the first stage that `ahead` names of its strip.
     __device__ __forceinline__ void aim() {
         u32 record = ahead.strip * 2 + warp / 4;
-        ahead_there = record < (p.n + 127) / 128;
+        bool there = record < (p.n + 127) / 128;
+        ahead_bytes = there ? 16 : 0;
         u32 block = ahead.stage * C::KB;
         ahead_w = static_cast<const u8 *>(p.w) +
-                  (static_cast<u64>(ahead_there ? record : 0) * groups + block / 4) * W::RECORD +
+                  (static_cast<u64>(there ? record : 0) * groups + block / 4) * W::RECORD +
                   ((warp % 4 * 4 + block % 4) * W::VECTORS * 32 + lane) * 16;
         ahead_x = static_cast<const u16 *>(p.x) + static_cast<u64>(ahead.m0 + threadIdx.x / CHUNKS) * p.ldx +
                   block * 32 + threadIdx.x % CHUNKS * 8;
     }
 
-    // Starts the copies of one stage and moves on. Each warp copies 32 outputs; in the small-m kernel its own.
-    __device__ __forceinline__ void fetch(u32 slot) {
-        u32 stage_at = smem_at + slot * C::STAGE_BYTES;
+    // Starts the copies of one stage, `at` bytes into the ring, and moves on. Each warp copies 32 outputs; in the small-m
+    // kernel its own.
+    __device__ __forceinline__ void fetch(u32 at) {
         constexpr int VECTORS = C::KB * W::VECTORS;
-        u32 to = stage_at + (warp * VECTORS * 32 + lane) * 16;
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-            ptx::copy16_hint(to + v * 512, ahead_w + v * 512, ahead_there ? 16 : 0, policy);
-        }
-        if (W::TAIL > 0 && warp % 4 == 0 && lane < W::TAIL / 16) {
-            ptx::copy16_hint(stage_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16,
-                             ahead_w + (W::RECORD - W::TAIL), ahead_there ? 16 : 0, policy);
+        unrolled<VECTORS>([&](auto v) {
+            ptx::copy16_hint<v.value * 512>(to_weights + at, ahead_w, ahead_bytes, policy);
+        });
+        if (W::TAIL > 0 && threadIdx.x % 128 < W::TAIL / 16) {
+            ptx::copy16_hint<0>(to_tail + at, ahead_w + (W::RECORD - W::TAIL), ahead_bytes, policy);
         }
         if (C::NORM == 0) {
-            fetch_rows(stage_at);
+            fetch_rows(smem_at + at);
         }
         ahead.left--;
         ahead.stage++;
@@ -242,14 +258,14 @@ template <class C> struct Linear {
 
     __device__ __forceinline__ void fetch_rows(u32 stage_at) const {
         u32 row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+        if (C::FILLED ? C::ROWS % PASS_ROWS != 0 && row >= C::ROWS : row >= p.m) {
+            return;
+        }
         bool inside = (ahead.stage * CHUNKS + chunk) * 8 < p.k;
         u32 x_at = stage_at + C::WEIGHT_BYTES + C::TAIL_BYTES + row * CHUNKS * 16 + swizzle(row, chunk) * 16;
 #pragma unroll
         for (u32 pass = 0; pass < C::ROWS; pass += PASS_ROWS) {
-            if (C::ROWS % PASS_ROWS != 0 && row >= C::ROWS) {
-                break;
-            }
-            bool there = inside && ahead.m0 + row + pass < p.m;
+            bool there = inside && (!C::FILLED || ahead.m0 + row + pass < p.m);
             const u16 *from = ahead_x + static_cast<u64>(pass) * p.ldx;
             ptx::copy16(x_at + pass * CHUNKS * 16, there ? from : p.x, there ? 16 : 0);
         }
@@ -269,7 +285,7 @@ template <class C> struct Linear {
             for (u32 i = 0; i < NORM_VECTORS; i++) {
                 u32 at = i * THREADS + threadIdx.x; // 8 bytes
                 if (at * 4 < (p.k + 127) / 128 * 128) { // zeros beyond the inputs: weights there are zero, not these
-                    *reinterpret_cast<uint2 *>(to + (at ^ (row & 1) << 3) * 8) = rms_apply<T>(x[i], scale, weight[i]);
+                    *reinterpret_cast<uint2 *>(to + at * 8) = rms_apply<T>(x[i], scale, weight[i]);
                 }
             }
         }
@@ -280,10 +296,20 @@ template <class C> struct Linear {
         return C::KB > 1 ? chunk ^ (row & 1) << 2 : chunk;
     }
 
-    // Adds one stage, `block` blocks of 32 inputs into its strip, to `sums`.
-    __device__ __forceinline__ void multiply(u32 slot, u32 block, Accumulators &sums) const {
-        const u8 *stage = smem + slot * C::STAGE_BYTES;
-        u32 x = smem_at + slot * C::STAGE_BYTES + C::WEIGHT_BYTES + C::TAIL_BYTES + warp_m * NT * 8 * C::KB * 64;
+    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`.
+    __device__ __forceinline__ void multiply(u32 at, u32 row_at, Accumulators &sums) const {
+        const u8 *stage = smem + at;
+        // Where this lane's rows lie, of even and of odd blocks: see `swizzle`.
+        u32 row = C::FILLED ? g : min(g, p.m - 1);
+        u32 x[2];
+        if (C::NORM > 0) {
+            x[0] = x[1] = smem_at + C::ROWS_AT + row * C::ROW_BYTES + t * 16 + row_at;
+        } else {
+            u32 rows = smem_at + C::WEIGHT_BYTES + C::TAIL_BYTES + (warp_m * NT * 8 + row) * C::KB * 64 + t * 16;
+            u32 turned = C::KB > 1 ? row % 2 * 64 : 0;
+            x[0] = rows + turned + at;
+            x[1] = rows - turned + at;
+        }
         float group[PAIRS][2][NT][4];
         typename W::template Zero<T> zero[PAIRS];
         const u8 *tail = stage + C::WEIGHT_BYTES;
@@ -299,48 +325,39 @@ template <class C> struct Linear {
             }
         }
         float(&into)[PAIRS][2][NT][4] = W::GROUPED ? group : sums;
-#pragma unroll
-        for (int b = 0; b < C::KB; b++) {
+        unrolled<C::KB>([&](auto b) {
             u32 a[PAIRS][2][2][4];
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 u32 at = warp_n * PAIRS + pair;
-                const uint4 *from = reinterpret_cast<const uint4 *>(stage) + (at * C::KB + b) * W::VECTORS * 32 + lane;
+                const uint4 *from = reinterpret_cast<const uint4 *>(stage) + (at * C::KB + b.value) * W::VECTORS * 32 + lane;
                 W::template decode<T>(a[pair], from, zero[pair]);
             }
+            unrolled<NT>([&](auto i) {
+                uint4 v = ptx::load16<(i.value * 8 * C::KB + b.value) * 64>(x[b.value % 2]);
 #pragma unroll
-            for (int i = 0; i < NT; i++) {
-                u32 row = i * 8 + g;
-                uint4 v = make_uint4(0, 0, 0, 0);
-                if (C::NORM == 0) {
-                    v = ptx::load16(x + row * C::KB * 64 + swizzle(row, b * 4 + t) * 16);
-                } else if (g < p.m) {
-                    v = *reinterpret_cast<const uint4 *>(smem + C::ROWS_AT + g * C::ROW_BYTES +
-                                                         ((block + b) * 4 + t ^ (g & 1) << 2) * 16);
+                for (int pair = 0; pair < PAIRS; pair++) {
+                    T::mma(into[pair][0][i.value], a[pair][0][0], v.x, v.y);
+                    T::mma(into[pair][1][i.value], a[pair][0][1], v.x, v.y);
                 }
 #pragma unroll
                 for (int pair = 0; pair < PAIRS; pair++) {
-                    T::mma(into[pair][0][i], a[pair][0][0], v.x, v.y);
-                    T::mma(into[pair][1][i], a[pair][0][1], v.x, v.y);
+                    T::mma(into[pair][0][i.value], a[pair][1][0], v.z, v.w);
+                    T::mma(into[pair][1][i.value], a[pair][1][1], v.z, v.w);
                 }
-#pragma unroll
-                for (int pair = 0; pair < PAIRS; pair++) {
-                    T::mma(into[pair][0][i], a[pair][1][0], v.z, v.w);
-                    T::mma(into[pair][1][i], a[pair][1][1], v.z, v.w);
-                }
-            }
-        }
+            });
+        });
         if (W::GROUPED) {
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 u32 at = warp_n * PAIRS + pair;
                 uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
-                float scale[2][2] = {{F16::low(s.x), F16::high(s.x)}, {F16::low(s.y), F16::high(s.y)}};
+                float2 scale[2] = {ptx::f16x2_to_f32(s.x), ptx::f16x2_to_f32(s.y)}; // [tile] of its two halves
 #pragma unroll
                 for (int i = 0; i < 2 * NT * 4; i++) {
                     int j = i / (NT * 4), tile = i / 4 % NT, e = i % 4;
-                    sums[pair][j][tile][e] =
-                        __fmaf_rn(scale[j][e / 2], group[pair][j][tile][e], sums[pair][j][tile][e]);
+                    sums[pair][j][tile][e] = __fmaf_rn(e < 2 ? scale[j].x : scale[j].y, group[pair][j][tile][e],
+                                                       sums[pair][j][tile][e]);
                 }
             }
         }
@@ -558,7 +575,7 @@ template <class C> struct Linear {
 
     // Prefill: adds a finished slice to the sum of those before, kept in shared memory, and starts anew.
     __device__ __forceinline__ void fold_slice(Accumulators &sums, bool first, bool last) const {
-        float *total = reinterpret_cast<float *>(smem + C::STAGES * C::STAGE_BYTES) + threadIdx.x;
+        float *total = reinterpret_cast<float *>(smem + C::RING_BYTES) + threadIdx.x;
 #pragma unroll
         for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
             float &v = sums[i / (8 * NT)][i / (4 * NT) % 2][i / 4 % NT][i % 4];
@@ -589,7 +606,7 @@ template <class C> struct Linear {
 #pragma unroll
         for (int slot = 0; slot < C::STAGES - 1; slot++) {
             if (ahead.left > 0) {
-                fetch(slot);
+                fetch(slot * C::STAGE_BYTES);
             }
             ptx::copy_commit();
         }
@@ -598,7 +615,7 @@ template <class C> struct Linear {
         }
         float sums[PAIRS][2][NT][4];
         clear(sums);
-        u32 slot = 0, free = C::STAGES - 1;
+        u32 slot = 0, free = C::RING_BYTES - C::STAGE_BYTES; // bytes into the ring
         bool first_slice = true;
         while (at.left > 0) {
             // The stages up to the end of a strip, a run or a slice.
@@ -607,7 +624,7 @@ template <class C> struct Linear {
                 u32 unit = at.strip * groups + at.stage;
                 count = min(count, run_start(run_of(unit) + 1) - unit);
             }
-            u32 block = at.stage * C::KB;
+            u32 row_at = at.stage * C::KB * 64; // bytes
             at.left -= count;
             at.stage += count;
 #pragma unroll 1
@@ -618,10 +635,10 @@ template <class C> struct Linear {
                     fetch(free);
                 }
                 ptx::copy_commit();
-                multiply(slot, block, sums);
-                block += C::KB;
+                multiply(slot, row_at, sums);
+                row_at += C::KB * 64;
                 free = slot;
-                slot = slot + 1 == C::STAGES ? 0 : slot + 1;
+                slot = slot + C::STAGE_BYTES == C::RING_BYTES ? 0 : slot + C::STAGE_BYTES;
             }
             if (C::PREFILL && W::GROUPED) {
                 bool last_slice = at.stage == stages;

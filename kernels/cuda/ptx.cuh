@@ -13,6 +13,9 @@ __device__ __forceinline__ u32 shared_address(const void *p) { return static_cas
 // No instruction: the compiler moves no memory access across.
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
 
+// No instruction: the compiler keeps x rather than what it would compute it from again.
+__device__ __forceinline__ void keep(u32 &x) { asm("" : "+r"(x)); }
+
 // A cache policy for data that is read once.
 __device__ __forceinline__ u64 evict_first() {
     u64 policy;
@@ -24,9 +27,10 @@ __device__ __forceinline__ u64 evict_first() {
 __device__ __forceinline__ void copy16(u32 to, const void *from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void copy16_hint(u32 to, const void *from, u32 bytes, u64 policy) {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes),
-                 "l"(policy)
+// `OFFSET` bytes on at both ends.
+template <int OFFSET> __device__ __forceinline__ void copy16_hint(u32 to, const void *from, u32 bytes, u64 policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %4], [%1 + %4], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(bytes), "l"(policy), "n"(OFFSET)
                  : "memory");
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -36,11 +40,11 @@ template <int N> __device__ __forceinline__ void copy_wait() {
 }
 
 // 16 bytes of shared memory in one piece: the compiler may load a part of them again by itself, across banks.
-__device__ __forceinline__ uint4 load16(u32 from) {
+template <int OFFSET> __device__ __forceinline__ uint4 load16(u32 from) {
     uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(from)
+                 : "r"(from), "n"(OFFSET)
                  : "memory");
     return v;
 }
@@ -112,6 +116,13 @@ __device__ __forceinline__ u32 pack_f16(float low, float high) {
 __device__ __forceinline__ float f16_to_f32(u16 x) {
     float y;
     asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+__device__ __forceinline__ float2 f16x2_to_f32(u32 x) {
+    float2 y;
+    asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(y.x), "=f"(y.y)
+        : "r"(x));
     return y;
 }
 // 2ˣ and 1/x to about 1 ulp; the results of 2ˣ below the normal numbers are zero.
