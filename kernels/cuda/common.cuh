@@ -15,10 +15,11 @@ constexpr u32 MOST_SHARED_BYTES = LARGE_SMALL(163, 99) * 1024;
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// The 16-bit element types. `MAGIC | q` is a number whose last bits are q, `NEGATIVE | z` is what takes it to q − z.
+// The 16-bit element types. `MAGIC | q` is a number whose last bits are q.
+// Four-bit codes: `code` makes two numbers of nibbles e and e + 4 of a word, in units of `code_unit(e % 2)`; bf16 holds
+// 128 more. `minus_zero` is less the zero point in bits 16 to 19, and less those 128, in the same units.
 struct BF16 {
     static constexpr u32 MAGIC = 0x43004300u;    // 128
-    static constexpr u32 NEGATIVE = 0xC300C300u; // −128
     static constexpr u32 ONE = 0x3F803F80u;
     static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_bf16(low, high); }
     static __device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
@@ -28,6 +29,16 @@ struct BF16 {
     static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         ptx::mma_bf16(d, a, b0, b1);
     }
+    static __device__ __forceinline__ void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        ptx::mma_bf16_from_zero(d, a, b0, b1);
+    }
+    static __device__ __forceinline__ u32 code(u32 word, u32 e) {
+        return ptx::and_or(word >> 4 * e, 0x000f000fu, MAGIC);
+    }
+    static __device__ __forceinline__ float code_unit(u32) { return 1.0f; }
+    static __device__ __forceinline__ float minus_zero(u32 x, u32) {
+        return __uint_as_float(ptx::and_or(x, 0x000f0000u, 0xC3000000u));
+    }
     // Two 8-bit codes q, in the even bytes, to q − 128; odd bytes are ignored. Seven bits of mantissa hold the low bits only.
     static __device__ __forceinline__ u32 byte_minus_128(u32 x) {
         return add(ptx::and_or(x, 0x007f007fu, MAGIC), ptx::and_xor(x, 0x00800080u, 0xC380C380u));
@@ -36,13 +47,24 @@ struct BF16 {
 
 struct F16 {
     static constexpr u32 MAGIC = 0x64006400u;    // 1024
-    static constexpr u32 NEGATIVE = 0xE400E400u; // −1024
     static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_f16(low, high); }
     static __device__ __forceinline__ float low(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x)); }
     static __device__ __forceinline__ float high(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x >> 16)); }
     static __device__ __forceinline__ u32 add(u32 x, u32 y) { return ptx::add_f16x2(x, y); }
     static __device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         ptx::mma_f16(d, a, b0, b1);
+    }
+    static __device__ __forceinline__ void mma_from_zero(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        ptx::mma_f16_from_zero(d, a, b0, b1);
+    }
+    // The nibbles themselves, below the normal numbers: so two of them need no shift.
+    static __device__ __forceinline__ u32 code(u32 word, u32 e) {
+        return word >> e / 2 * 8 & (e % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
+    }
+    static __device__ __forceinline__ float code_unit(u32 half) { return half == 0 ? 0x1p-24f : 0x1p-20f; }
+    static __device__ __forceinline__ float minus_zero(u32 x, u32 half) {
+        float lifted = __uint_as_float(ptx::and_or(x, 0x000f0000u, 0xC3000000u)); // 128 too many
+        return __fmaf_rn(lifted, code_unit(half), 128.0f * code_unit(half));
     }
     static __device__ __forceinline__ u32 byte_minus_128(u32 x) {
         return add(ptx::and_or(x, 0x00ff00ffu, MAGIC), 0xE480E480u);
@@ -51,6 +73,17 @@ struct F16 {
 
 template <class T> __device__ __forceinline__ u16 to_16bit(float x) { return static_cast<u16>(T::pack(x, 0.0f)); }
 template <class T> __device__ __forceinline__ float to_float(u16 x) { return T::low(x); }
+
+// f(Number<0>), f(Number<1>), … f(Number<N − 1>): for numbers that become part of an instruction.
+template <int N> struct Number {
+    static constexpr int value = N;
+};
+template <int N, int FROM = 0, class F> __device__ __forceinline__ void unrolled(const F &f) {
+    if constexpr (FROM < N) {
+        f(Number<FROM>());
+        unrolled<N, FROM + 1>(f);
+    }
+}
 
 // z · sigmoid(scale · z)
 __device__ __forceinline__ float gated(float z, float scale) {
@@ -81,6 +114,28 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
         sum += scratch[warp];
     }
     return sum;
+}
+
+template <class T> __device__ __forceinline__ float sum4(u32 a, u32 b) {
+    return (T::low(a) + T::high(a)) + (T::low(b) + T::high(b));
+}
+
+// The sum of 16 numbers, in every lane: a tree, those far apart first. LANES neighbouring lanes have N of them each, those
+// LANES apart.
+template <int LANES, int N> __device__ __forceinline__ float row_sum(float (&sums)[N]) {
+    static_assert(LANES * N == 16);
+#pragma unroll
+    for (int apart = N / 2; apart > 0; apart /= 2) {
+#pragma unroll
+        for (int i = 0; i < apart; i++) {
+            sums[i] += sums[i + apart];
+        }
+    }
+#pragma unroll
+    for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
+        sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], lanes);
+    }
+    return sums[0];
 }
 
 struct Turn {

@@ -4,8 +4,8 @@
 //         prefill: persistent, one CTA per SM, 64 rows x 256 outputs. 256 threads.
 // needs   k % 128 == 0 in the file's groups (records are padded), m at most that of the kernel's name
 // bytes   0.51953 per weight, once (prefill: once per 64 rows, through L2)
-// target  m8: ≤ 2.5 instructions per weight, 95 % of 1.80 TB/s; prefill: ≤ 600 instructions per 128 mma, 75 % of peak
-// source  the order of weights and the exact fold are this project's; bit tricks after Kim et al., "Who says
+// target  m8: ≤ 1.6 instructions per weight, 95 % of 1.80 TB/s; prefill: ≤ 600 instructions per 128 mma, 75 % of peak
+// source  the order of weights and the sums of rows are this project's; bit tricks after Kim et al., "Who says
 //         elephants can't run", arXiv 2211.10017
 #include "linear.cuh"
 

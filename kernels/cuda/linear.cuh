@@ -2,8 +2,11 @@
 // dense_gemm, small m and prefill alike.
 //
 // math    Y[m, n] = Σ_slice Σ_group s[group, n] · Σ_{k in group} (c[k, n] − z[group, n]) · X[m, k]
-//         c − z is formed exactly in 16 bits, products are summed in f32 by mma (k16 steps in order), groups by a
-//         left fold with the scale, slices by a left fold. 16-bit weights: one chain of mma for a slice.
+//         Products are summed in f32 by mma (k16 steps in order), groups by a left fold with the scale, slices by a left
+//         fold. 8 bits: c − 128 is formed exactly in 16 bits. 16 bits: one chain of mma for a slice.
+//         4 bits: Σ (c − z) X = Σ (c + o) X − (o + z) Σ X. c + o is exact: o = 128 in bf16; in f16 o = 0, codes are
+//         taken as multiples of 2⁻²⁴. Σ X of a row and group is a tree (`row_sum`), the same in every kernel. What is lost
+//         where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷ of a typical output.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
 //         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (whole strips per CTA) of 4- and 8-bit
 //         weights give the same bits; no row's bits depend on m.
@@ -15,57 +18,56 @@
 //           8-bit   vector ((u·4 + b)·2 + j)·32 + lane, byte (2s + y/2)·4 + h + 2·(y%2)
 //           16-bit  vector (((u·4 + b)·2 + s)·2 + j)·32 + lane, byte (h + 2·(y/2))·4 + 2·(y%2)
 //         Then 128 f16 scales in the order (u, n%8, j, h), and for 4 bits 128 nibbles of zero points in the same
-//         order. 8512, 16640 and 32768 bytes. Each 4-bit word masked by 0x000f000f at shift 4e is register e of
-//         the A fragment. A lane's inputs are 8 neighbours, so that its B fragments of two k16 steps are 16
+//         order. 8512, 16640 and 32768 bytes. Nibbles e and e + 4 of a 4-bit word are register e of the A fragment.
+//         A lane's inputs are 8 neighbours, so that its B fragments of two k16 steps are 16
 //         contiguous bytes of a plain row of X.
 //         With `half`, rows r and r + half of a head of 2·half (gate and up: of the whole) share the accumulators of
 //         a lane, so that rotations and SwiGLU need no exchange.
 // norm    the small-m kernels of a NORM take rows of f32 and their RMSNorm is a prologue, the same function as in norm.cu:
 //         while the first weights come in, each CTA normalises the rows and keeps them in shared memory for all stages.
 // launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
-//         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X and the scales.
+//         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X, the scales, and the
+//         sums of rows that other warps found in the stage before, whose groups are added after it.
 // needs   k % 8 == 0; rows of X beyond m and inputs beyond k are read as zeros; n beyond the last row not stored.
 // bytes   weights once per 64 rows (16-bit prefill: 128) through L2, X once per 256 outputs through L2.
 #pragma once
 
+#include "epilogue.cuh"
 #include "norm.cuh"
 
-// A weight format. TILES_PER_VECTOR and STEPS_PER_VECTOR: 16x16 tiles along n and along k in 16 bytes of a lane.
+// A weight format: VECTORS of 16 bytes for 32 outputs x 32 inputs of a lane. LIFTED: codes are multiplied as they are, or
+// with a constant added, and what that and the zero points amount to is taken off the sum of a group.
 struct Int4 {
-    static constexpr u32 RECORD = 8512, VECTORS = 1, TAIL = 320; // vectors for 32 outputs x 32 inputs of a lane
-    static constexpr bool GROUPED = true;
+    static constexpr u32 RECORD = 8512, VECTORS = 1, TAIL = 320;
+    static constexpr bool GROUPED = true, LIFTED = true;
     template <class T> struct Zero {
-        u32 z[2][2]; // [tile][row half]
+        float z[2][2]; // [tile][row half]: what is to be added for an input of 1, in the units of the sum
     };
     template <class T>
     static __device__ __forceinline__ void load_zero(Zero<T> &zero, const u8 *tail, u32 u, u32 g) {
-        u32 nibbles = *reinterpret_cast<const u16 *>(tail + 256 + (u * 8 + g) * 2) * 0x10001;
+        u32 nibbles = *reinterpret_cast<const u16 *>(tail + 256 + (u * 8 + g) * 2) << 16;
+        ptx::keep(nibbles);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            zero.z[i / 2][i % 2] = ptx::and_or(nibbles >> 4 * i, 0x000f000fu, T::NEGATIVE);
+            zero.z[i / 2][i % 2] = T::minus_zero(nibbles >> 4 * i, i % 2);
         }
     }
     template <class T>
-    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &zero) {
+    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &) {
         uint4 v = from[0];
         u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int s = 0; s < 2; s++) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    u32 code = ptx::and_or(words[2 * s + j] >> 4 * e, 0x000f000fu, T::MAGIC);
-                    a[s][j][e] = T::add(code, zero.z[j][e & 1]);
-                }
-            }
+        for (int i = 0; i < 16; i++) {
+            a[i / 8][i / 4 % 2][i % 4] = T::code(words[i / 4], i % 4);
         }
     }
+    // Units of the sums of the two halves.
+    template <class T> static __device__ __forceinline__ float unit(u32 h) { return T::code_unit(h); }
 };
 
 struct Int8 {
     static constexpr u32 RECORD = 16640, VECTORS = 2, TAIL = 256;
-    static constexpr bool GROUPED = true;
+    static constexpr bool GROUPED = true, LIFTED = false;
     template <class T> struct Zero {};
     template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
     template <class T>
@@ -85,7 +87,7 @@ struct Int8 {
 
 struct Dense {
     static constexpr u32 RECORD = 32768, VECTORS = 4, TAIL = 0;
-    static constexpr bool GROUPED = false;
+    static constexpr bool GROUPED = false, LIFTED = false;
     template <class T> struct Zero {};
     template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
     template <class T>
@@ -127,25 +129,22 @@ struct LinearConfig {
     static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
     static constexpr u32 FINISH_BYTES = 8 * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
+    // Of LIFTED weights the sums over inputs of each row of X and group: of two stages in turn, or of all normalised rows.
+    static constexpr u32 SUMS_AT = ARRIVED_AT + 16;
+    static constexpr u32 SUMS_BYTES = !W::LIFTED ? 0 : NORM > 0 ? NORM_VECTORS * 8 * 8 : 2 * ROWS * 4;
+    static constexpr bool DELAYED = W::LIFTED && NORM == 0; // groups are added a stage later, when the sums are there
+    static constexpr bool OWN = DELAYED && NT == 8; // a warp sums the rows of its first tile, which is tile `warp` of X
+    static_assert(!OWN || WARPS_N == 8);
     // Normalised rows of all inputs: two of them lie in different halves of the banks.
-    static constexpr u32 ROWS_AT = ARRIVED_AT + 16, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
+    static constexpr u32 ROWS_AT = SUMS_AT + SUMS_BYTES, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
+    // Kernels for few rows keep to half of the registers.
+    static constexpr int BLOCKS = NT <= 2 ? 2 : 1;
     static_assert(!W::GROUPED || KB == 4, "a group is a stage");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
-
-// f(Number<0>), f(Number<1>), … f(Number<N − 1>): for numbers that become part of an instruction.
-template <int N> struct Number {
-    static constexpr int value = N;
-};
-template <int N, int FROM = 0, class F> __device__ __forceinline__ void unrolled(const F &f) {
-    if constexpr (FROM < N) {
-        f(Number<FROM>());
-        unrolled<N, FROM + 1>(f);
-    }
-}
 
 // Where a worker is in its stages.
 struct LinearCursor {
@@ -157,6 +156,11 @@ template <class C> struct Linear {
     using W = typename C::W;
     static constexpr int NT = C::NT, PAIRS = C::PAIRS;
     using Accumulators = float[PAIRS][2][NT][4];
+    struct Group {
+        Accumulators sums;
+        float2 scale[PAIRS][2]; // [tile] of its two halves
+        typename W::template Zero<T> zero[PAIRS];
+    };
 
     const QwenvlLinear &p;
     u32 worker, n_workers;
@@ -171,6 +175,9 @@ template <class C> struct Linear {
     const u16 *ahead_x;
     u32 ahead_bytes; // of 16; none beyond the last record
     u32 to_weights, to_tail;
+    // Where this lane's rows of X lie in the ring, of even and of odd blocks (see `swizzle`), or among the normalised;
+    // and the sums of its two columns.
+    u32 x_at[2], column_at;
 
     __device__ __forceinline__ Linear(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
         : p(p), worker(worker), n_workers(n_workers), smem(smem) {
@@ -188,8 +195,25 @@ template <class C> struct Linear {
         policy = ptx::evict_first();
         to_weights = smem_at + (warp * C::KB * W::VECTORS * 32 + lane) * 16;
         to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16;
+        u32 row = C::FILLED ? g : min(g, p.m - 1);
+        if (C::NORM > 0) {
+            x_at[0] = x_at[1] = smem_at + C::ROWS_AT + row * C::ROW_BYTES + t * 16;
+            column_at = smem_at + C::SUMS_AT;
+        } else {
+            u32 rows = smem_at + C::WEIGHT_BYTES + C::TAIL_BYTES + (warp_m * NT * 8 + row) * C::KB * 64 + t * 16;
+            u32 turned = C::KB > 1 ? row % 2 * 64 : 0;
+            x_at[0] = rows + turned;
+            x_at[1] = rows - turned;
+            column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;
+        }
+        // Else the compiler works them out in every stage.
         ptx::keep(to_weights);
         ptx::keep(to_tail);
+        if (C::PREFILL || NT < 8) { // the others have no register to spare
+            ptx::keep(x_at[0]);
+            ptx::keep(x_at[1]);
+            ptx::keep(column_at);
+        }
     }
 
     // First unit of a run; units are (strip, group), strips outermost.
@@ -271,9 +295,36 @@ template <class C> struct Linear {
         }
     }
 
+    // The tile of 8 rows of X that are a warp's accumulators `i`.
+    __device__ __forceinline__ u32 tile_of(u32 i) const { return C::OWN ? i ^ warp : i; }
+
+    // The sums of the rows of a stage over its inputs: of 8 neighbours, then `row_sum`. Where no warp has all of a tile.
+    __device__ __forceinline__ void sum_rows(u32 at, u32 to) const {
+        constexpr int N = C::ROWS <= 16 ? 1 : C::ROWS / 16, LANES = 16 / N;
+        u32 row = threadIdx.x / LANES;
+        if (!C::FILLED && warp * (32 / LANES) >= p.m) {
+            return;
+        }
+        u32 from = smem_at + C::WEIGHT_BYTES + C::TAIL_BYTES + at + (C::FILLED ? row : min(row, p.m - 1)) * 256;
+        float sums[N];
+        // `swizzle` changes nothing: it exchanges what is added.
+        unrolled<N>([&](auto i) {
+            uint4 v = ptx::load16<i.value * LANES * 16>(from + threadIdx.x % LANES * 16);
+            sums[i.value] = sum4<T>(v.x, v.y) + sum4<T>(v.z, v.w);
+        });
+        float sum = row_sum<LANES>(sums);
+        if (threadIdx.x % LANES == 0 && (C::FILLED || row < p.m)) {
+            *reinterpret_cast<float *>(smem + C::SUMS_AT + to + row * 4) = sum;
+        }
+    }
+
     // RMSNorm of the rows of X into shared memory.
     __device__ __forceinline__ void normalise() const {
         float *scratch = reinterpret_cast<float *>(smem + C::FINISH_AT);
+        float *row_sums = reinterpret_cast<float *>(smem + C::SUMS_AT); // [group][two rows]
+        if (W::LIFTED && threadIdx.x < C::SUMS_BYTES / 4) {
+            row_sums[threadIdx.x] = 0.0f;
+        }
         float4 weight[NORM_VECTORS];
         load_row(weight, p.norm_weight, p.k);
         for (u32 row = 0; row < p.m; row++) {
@@ -285,7 +336,19 @@ template <class C> struct Linear {
             for (u32 i = 0; i < NORM_VECTORS; i++) {
                 u32 at = i * THREADS + threadIdx.x; // 8 bytes
                 if (at * 4 < (p.k + 127) / 128 * 128) { // zeros beyond the inputs: weights there are zero, not these
-                    *reinterpret_cast<uint2 *>(to + at * 8) = rms_apply<T>(x[i], scale, weight[i]);
+                    uint2 four = rms_apply<T>(x[i], scale, weight[i]);
+                    *reinterpret_cast<uint2 *>(to + at * 8) = four;
+                    if (W::LIFTED) {
+                        float sum = sum4<T>(four.x, four.y);
+                        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+#pragma unroll
+                        for (u32 lanes = 16; lanes > 1; lanes /= 2) {
+                            sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+                        }
+                        if (lane == 0) {
+                            row_sums[at / 32 * 2 + row] = sum;
+                        }
+                    }
                 }
             }
         }
@@ -296,168 +359,89 @@ template <class C> struct Linear {
         return C::KB > 1 ? chunk ^ (row & 1) << 2 : chunk;
     }
 
-    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`.
-    __device__ __forceinline__ void multiply(u32 at, u32 row_at, Accumulators &sums) const {
+    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`, or makes `group` of it.
+    // Sums of rows go `row_sums` bytes into theirs.
+    __device__ __forceinline__ void multiply(u32 at, u32 row_at, u32 row_sums, Accumulators &sums, Group &group) const {
         const u8 *stage = smem + at;
-        // Where this lane's rows lie, of even and of odd blocks: see `swizzle`.
-        u32 row = C::FILLED ? g : min(g, p.m - 1);
-        u32 x[2];
-        if (C::NORM > 0) {
-            x[0] = x[1] = smem_at + C::ROWS_AT + row * C::ROW_BYTES + t * 16 + row_at;
-        } else {
-            u32 rows = smem_at + C::WEIGHT_BYTES + C::TAIL_BYTES + (warp_m * NT * 8 + row) * C::KB * 64 + t * 16;
-            u32 turned = C::KB > 1 ? row % 2 * 64 : 0;
-            x[0] = rows + turned + at;
-            x[1] = rows - turned + at;
-        }
-        float group[PAIRS][2][NT][4];
-        typename W::template Zero<T> zero[PAIRS];
-        const u8 *tail = stage + C::WEIGHT_BYTES;
+        u32 x[2] = {x_at[0] + (C::NORM > 0 ? row_at : at), x_at[1] + (C::NORM > 0 ? row_at : at)};
         if (W::GROUPED) {
+            const u8 *tail = stage + C::WEIGHT_BYTES;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 u32 at = warp_n * PAIRS + pair; // of 8 in the strip
-                W::template load_zero<T>(zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
-#pragma unroll
-                for (int i = 0; i < 2 * NT * 4; i++) {
-                    group[pair][i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
-                }
+                W::template load_zero<T>(group.zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
+                uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
+                group.scale[pair][0] = ptx::f16x2_to_f32(s.x);
+                group.scale[pair][1] = ptx::f16x2_to_f32(s.y);
             }
         }
-        float(&into)[PAIRS][2][NT][4] = W::GROUPED ? group : sums;
+        Accumulators &into = W::GROUPED ? group.sums : sums;
+        float own[4]; // sums of 8 inputs
         unrolled<C::KB>([&](auto b) {
             u32 a[PAIRS][2][2][4];
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 u32 at = warp_n * PAIRS + pair;
                 const uint4 *from = reinterpret_cast<const uint4 *>(stage) + (at * C::KB + b.value) * W::VECTORS * 32 + lane;
-                W::template decode<T>(a[pair], from, zero[pair]);
+                W::template decode<T>(a[pair], from, group.zero[pair]);
             }
             unrolled<NT>([&](auto i) {
-                uint4 v = ptx::load16<(i.value * 8 * C::KB + b.value) * 64>(x[b.value % 2]);
-#pragma unroll
-                for (int pair = 0; pair < PAIRS; pair++) {
-                    T::mma(into[pair][0][i.value], a[pair][0][0], v.x, v.y);
-                    T::mma(into[pair][1][i.value], a[pair][0][1], v.x, v.y);
+                constexpr int APART = 8 * C::KB * 64, TILE = C::OWN ? 0 : i.value;
+                u32 from = x[b.value % 2] + (C::OWN ? tile_of(i.value) * APART : 0);
+                uint4 v = make_uint4(0, 0, 0, 0);
+                if (C::NORM == 0 || W::GROUPED || g < p.m) { // 16-bit weights keep shared memory busy as it is
+                    v = ptx::load16<TILE * APART + b.value * 64>(from);
+                }
+                if constexpr (C::OWN && i.value == 0) {
+                    own[b.value] = sum4<T>(v.x, v.y) + sum4<T>(v.z, v.w);
                 }
 #pragma unroll
                 for (int pair = 0; pair < PAIRS; pair++) {
-                    T::mma(into[pair][0][i.value], a[pair][1][0], v.z, v.w);
-                    T::mma(into[pair][1][i.value], a[pair][1][1], v.z, v.w);
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        if constexpr (W::GROUPED && b.value == 0) {
+                            T::mma_from_zero(into[pair][j][i.value], a[pair][0][j], v.x, v.y);
+                        } else {
+                            T::mma(into[pair][j][i.value], a[pair][0][j], v.x, v.y);
+                        }
+                    }
+                }
+#pragma unroll
+                for (int pair = 0; pair < PAIRS; pair++) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) {
+                        T::mma(into[pair][j][i.value], a[pair][1][j], v.z, v.w);
+                    }
                 }
             });
         });
-        if (W::GROUPED) {
-#pragma unroll
-            for (int pair = 0; pair < PAIRS; pair++) {
-                u32 at = warp_n * PAIRS + pair;
-                uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
-                float2 scale[2] = {ptx::f16x2_to_f32(s.x), ptx::f16x2_to_f32(s.y)}; // [tile] of its two halves
-#pragma unroll
-                for (int i = 0; i < 2 * NT * 4; i++) {
-                    int j = i / (NT * 4), tile = i / 4 % NT, e = i % 4;
-                    sums[pair][j][tile][e] = __fmaf_rn(e < 2 ? scale[j].x : scale[j].y, group[pair][j][tile][e],
-                                                       sums[pair][j][tile][e]);
-                }
+        if constexpr (C::OWN) {
+            float sum = row_sum<4>(own);
+            if (t == 0) {
+                *reinterpret_cast<float *>(smem + C::SUMS_AT + row_sums + (warp * 8 + g) * 4) = sum;
             }
         }
     }
 
-    // The first outputs (rows of W) of the two halves of tile `tile` of all tiles.
-    __device__ __forceinline__ void outputs(u32 tile, u32 &low, u32 &high) const {
-        if (p.half == 0) {
-            low = tile * 16;
-            high = low + 8;
-        } else {
-            u32 tiles = p.half / 8; // of a head
-            low = tile / tiles * 2 * p.half + tile % tiles * 8;
-            high = low + p.half;
-        }
-    }
-
-    // The epilogue of 8 outputs `low` and their 8 partners `high` (the next 8, or those half a head on) of one row.
-    template <u32 EPILOGUE>
-    __device__ __forceinline__ void finish_run(float (&low)[8], float (&high)[8], u32 m, u32 tile) const {
-        u32 n[2];
-        outputs(tile, n[0], n[1]);
-        bool there[2] = {n[0] < p.n, n[1] < p.n};
-        if (m >= p.m || !there[0]) {
-            return;
-        }
-        if (p.bias != nullptr) {
+    // Adds a group to `sums`. The sums of the rows that LIFTED weights need lie `row_sums` bytes into theirs.
+    __device__ __forceinline__ void fold_group(Accumulators &sums, const Group &group, u32 row_sums) const {
+        float2 rows[NT]; // of the two columns of a lane in each tile
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                low[i] += p.bias[n[0] + i];
-                high[i] += there[1] ? p.bias[n[1] + i] : 0.0f;
-            }
-        }
-        u64 row = static_cast<u64>(m) * p.ldo;
-        if (EPILOGUE == QWENVL_SWIGLU) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                low[i] = gated(low[i], 1.0f) * high[i];
-            }
-            return store_run(static_cast<u16 *>(p.out) + row + n[0], low);
-        }
-        u16 *to[2] = {static_cast<u16 *>(p.out) + row + n[0], static_cast<u16 *>(p.out) + row + n[1]};
-        if (EPILOGUE == QWENVL_ROPE || EPILOGUE == QWENVL_ROPE_KV) {
-            u32 channel = n[0] % (2 * p.half); // within a head, below half
-            if (n[0] < p.n_rotated) {
-                Turn by[8];
-                turns(by, p.rope, m, channel);
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    float turned = low[i] * by[i].cos - high[i] * by[i].sin;
-                    high[i] = high[i] * by[i].cos + low[i] * by[i].sin;
-                    low[i] = turned;
-                }
-            }
-            if (EPILOGUE == QWENVL_ROPE_KV && n[0] >= p.n_q) {
-                u32 slot = p.slots[m];
-                if (slot == QWENVL_NO_SLOT) {
-                    return;
-                }
-                bool value = n[0] >= p.n_rotated;
-                u32 head = (n[0] - (value ? p.n_rotated : p.n_q)) / p.kv.head_dim;
-                to[0] = static_cast<u16 *>(p.kv.pages) + channel +
-                        kv_at(p.kv, slot / QWENVL_PAGE_TOKENS, value, head, slot % QWENVL_PAGE_TOKENS);
-                to[1] = to[0] + p.half;
-            }
+        for (int tile = 0; W::LIFTED && tile < NT; tile++) {
+            rows[tile] = ptx::load8(column_at + row_sums + (C::NORM > 0 ? 0 : tile_of(tile) * 32));
         }
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float(&y)[8] = h == 0 ? low : high;
-            if (!there[h]) {
-                continue;
+        for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
+            int pair = i / (8 * NT), j = i / (4 * NT) % 2, tile = i / 4 % NT, e = i % 4;
+            float scale = e < 2 ? group.scale[pair][j].x : group.scale[pair][j].y;
+            float sum = group.sums[pair][j][tile][e];
+            if constexpr (W::LIFTED) {
+                sum = __fmaf_rn(group.zero[pair].z[j][e / 2], e % 2 == 0 ? rows[tile].x : rows[tile].y, sum);
+                scale *= 1.0f / W::template unit<T>(e / 2);
             }
-            if constexpr (EPILOGUE == QWENVL_STORE_F32 || EPILOGUE == QWENVL_RESIDUAL) {
-                float4 *out = reinterpret_cast<float4 *>(static_cast<float *>(p.out) + row + n[h]);
-                float4 a = make_float4(y[0], y[1], y[2], y[3]), b = make_float4(y[4], y[5], y[6], y[7]);
-                if (EPILOGUE == QWENVL_RESIDUAL) {
-                    const float4 *residual = reinterpret_cast<const float4 *>(p.residual + row + n[h]);
-                    float4 ra = residual[0], rb = residual[1];
-                    a = make_float4(ra.x + a.x, ra.y + a.y, ra.z + a.z, ra.w + a.w);
-                    b = make_float4(rb.x + b.x, rb.y + b.y, rb.z + b.z, rb.w + b.w);
-                }
-                out[0] = a;
-                out[1] = b;
-            } else {
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    if (EPILOGUE == QWENVL_QUICK_GELU) {
-                        y[i] = gated(y[i], 1.702f);
-                    } else if (EPILOGUE == QWENVL_GELU) {
-                        y[i] = gelu(y[i]);
-                    }
-                }
-                store_run(to[h], y);
-            }
+            float &to = sums[pair][j][tile][e];
+            to = __fmaf_rn(scale, sum, to);
         }
-    }
-
-    static __device__ __forceinline__ void store_run(u16 *to, const float (&y)[8]) {
-        *reinterpret_cast<uint4 *>(to) =
-            make_uint4(T::pack(y[0], y[1]), T::pack(y[2], y[3]), T::pack(y[4], y[5]), T::pack(y[6], y[7]));
     }
 
     // A warp's sums go through its own piece of shared memory, so that a lane gets 8 neighbouring outputs of a row: rows
@@ -465,7 +449,7 @@ template <class C> struct Linear {
     __device__ __forceinline__ void finish(Accumulators &sums, u32 strip, u32 m0) const {
         constexpr int STEP = C::STEP, SPAN = 8 * STEP; // tiles and rows of X in a round
         float *stage = reinterpret_cast<float *>(smem + C::FINISH_AT) + warp * (PAIRS * 2 * SPAN * C::FINISH_STRIDE);
-        u32 tile = strip * 16 + warp_n * PAIRS * 2 + lane / SPAN, row = m0 + warp_m * NT * 8 + lane % SPAN;
+        u32 tile = strip * 16 + warp_n * PAIRS * 2 + lane / SPAN;
 #pragma unroll 1
         for (int round = 0; round < NT / STEP; round++) {
             __syncwarp();
@@ -491,16 +475,17 @@ template <class C> struct Linear {
                     y[i / 2][i % 2 * 4 + 2] = v.z;
                     y[i / 2][i % 2 * 4 + 3] = v.w;
                 }
-                u32 m = row + round * SPAN;
+                u32 row = round * SPAN + lane % SPAN;
+                u32 m = m0 + warp_m * NT * 8 + tile_of(row / 8) * 8 + row % 8;
                 switch (p.epilogue) {
-                case QWENVL_STORE_F32: finish_run<QWENVL_STORE_F32>(y[0], y[1], m, tile); break;
-                case QWENVL_STORE: finish_run<QWENVL_STORE>(y[0], y[1], m, tile); break;
-                case QWENVL_QUICK_GELU: finish_run<QWENVL_QUICK_GELU>(y[0], y[1], m, tile); break;
-                case QWENVL_GELU: finish_run<QWENVL_GELU>(y[0], y[1], m, tile); break;
-                case QWENVL_RESIDUAL: finish_run<QWENVL_RESIDUAL>(y[0], y[1], m, tile); break;
-                case QWENVL_SWIGLU: finish_run<QWENVL_SWIGLU>(y[0], y[1], m, tile); break;
-                case QWENVL_ROPE: finish_run<QWENVL_ROPE>(y[0], y[1], m, tile); break;
-                default: finish_run<QWENVL_ROPE_KV>(y[0], y[1], m, tile);
+                case QWENVL_STORE_F32: finish_run<T, QWENVL_STORE_F32>(p, y[0], y[1], m, tile); break;
+                case QWENVL_STORE: finish_run<T, QWENVL_STORE>(p, y[0], y[1], m, tile); break;
+                case QWENVL_QUICK_GELU: finish_run<T, QWENVL_QUICK_GELU>(p, y[0], y[1], m, tile); break;
+                case QWENVL_GELU: finish_run<T, QWENVL_GELU>(p, y[0], y[1], m, tile); break;
+                case QWENVL_RESIDUAL: finish_run<T, QWENVL_RESIDUAL>(p, y[0], y[1], m, tile); break;
+                case QWENVL_SWIGLU: finish_run<T, QWENVL_SWIGLU>(p, y[0], y[1], m, tile); break;
+                case QWENVL_ROPE: finish_run<T, QWENVL_ROPE>(p, y[0], y[1], m, tile); break;
+                default: finish_run<T, QWENVL_ROPE_KV>(p, y[0], y[1], m, tile);
                 }
             }
         }
@@ -520,7 +505,7 @@ template <class C> struct Linear {
             u32 at = 2 * run + (run_start(run) < strip * groups ? 1 : 0);
             return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(at) * VECTORS * THREADS + warp * 32 + t * 8 + g;
         };
-        auto used = [&](int i) { return (warp_m * NT + i % NT) * 8 + 2 * t < p.m; };
+        auto used = [&](int i) { return (warp_m * NT + tile_of(i % NT)) * 8 + 2 * t < p.m; };
         float4 *mine = place(worker);
 #pragma unroll
         for (int i = 0; i < VECTORS; i++) {
@@ -551,7 +536,7 @@ template <class C> struct Linear {
 #pragma unroll
                 for (int i = 0; i < VECTORS; i++) {
                     // Without a branch: lanes of no row take what those of the first two rows have.
-                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : from + i / NT * NT * THREADS - t * 8);
+                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : from + (i / NT * NT + tile_of(0)) * THREADS - t * 8);
                 }
             }
 #pragma unroll
@@ -613,7 +598,12 @@ template <class C> struct Linear {
         if constexpr (C::NORM > 0) {
             normalise();
         }
-        float sums[PAIRS][2][NT][4];
+        if (C::DELAYED && !C::FILLED && threadIdx.x < C::SUMS_BYTES / 4) {
+            reinterpret_cast<float *>(smem + C::SUMS_AT)[threadIdx.x] = 0.0f; // of the rows that are none
+        }
+        Accumulators sums;
+        Group group;
+        u32 row_sums = 0; // bytes into those of all
         clear(sums);
         u32 slot = 0, free = C::RING_BYTES - C::STAGE_BYTES; // bytes into the ring
         bool first_slice = true;
@@ -627,6 +617,7 @@ template <class C> struct Linear {
             u32 row_at = at.stage * C::KB * 64; // bytes
             at.left -= count;
             at.stage += count;
+            bool is_first = true;
 #pragma unroll 1
             for (; count > 0; count--) {
                 ptx::copy_wait<C::STAGES - 2>();
@@ -635,10 +626,28 @@ template <class C> struct Linear {
                     fetch(free);
                 }
                 ptx::copy_commit();
-                multiply(slot, row_at, sums);
+                if constexpr (C::DELAYED) {
+                    if (!is_first) {
+                        fold_group(sums, group, row_sums);
+                        row_sums ^= C::ROWS * 4; // the other ones
+                    }
+                    is_first = false;
+                    if (!C::OWN) {
+                        sum_rows(slot, row_sums);
+                    }
+                }
+                multiply(slot, row_at, row_sums, sums, group);
+                if constexpr (W::GROUPED && !C::DELAYED) {
+                    fold_group(sums, group, row_at / 32);
+                }
                 row_at += C::KB * 64;
                 free = slot;
                 slot = slot + C::STAGE_BYTES == C::RING_BYTES ? 0 : slot + C::STAGE_BYTES;
+            }
+            if constexpr (C::DELAYED) {
+                __syncthreads(); // the sums of the rows are there
+                fold_group(sums, group, row_sums);
+                row_sums ^= C::ROWS * 4; // the other ones
             }
             if (C::PREFILL && W::GROUPED) {
                 bool last_slice = at.stage == stages;
@@ -665,7 +674,8 @@ template <class C> struct Linear {
 // A kernel for each configuration. The launcher reads `name`_config: bytes of dynamic shared memory, rows of X per
 // CTA; both depend on the architecture.
 #define LINEAR_KERNEL(name, ...)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) name(const __grid_constant__ QwenvlLinear p) {            \
+    extern "C" __global__ void __launch_bounds__(THREADS, LinearConfig<__VA_ARGS__>::BLOCKS)                           \
+        name(const __grid_constant__ QwenvlLinear p) {                                                                 \
         extern __shared__ __align__(128) u8 smem[];                                                                    \
         Linear<LinearConfig<__VA_ARGS__>>(p, blockIdx.x, gridDim.x, smem).run();                                       \
     }                                                                                                                  \
