@@ -16,7 +16,7 @@ use qwenvl::kernels::cpu::int4::Int4Matrix;
 use qwenvl::kernels::cpu::int8::Int8Matrix;
 use qwenvl::kernels::cpu::linear::{Blocking, Finish, MAX_PARTS, Matrix, Part, linear};
 use qwenvl::kernels::cpu::order::InputOrder;
-use qwenvl::kernels::cpu::resample::{self, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
+use qwenvl::kernels::cpu::resample::{self, Columns, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
 use qwenvl::kernels::cpu::rope::RopeTable;
 use qwenvl::kernels::cpu::rounded::QuantizedRows;
 use qwenvl::kernels::cpu::{Aligned, Isa, Pool, embed, norm, pointwise, rope};
@@ -799,27 +799,30 @@ fn resampling_is_exact_for_every_number_of_inputs() {
     let mut rng = Rng(12);
     for count in [1, 2, 3, 4, 5, 8, 9, 31] {
         for width in [1, 20, 21, 22, 43, 64, 100] {
-            let rows: Vec<u8> = (0..count * width * 3).map(|_| (rng.below(3) * 127) as u8).collect();
+            let apart = width * 3 + rng.below(40);
+            let rows: Vec<u8> =
+                (0..(count - 1) * apart + width * 3).map(|_| (rng.below(3) * 127) as u8).collect();
             let weights = taps(&mut rng, count);
             let expected: Vec<u8> = (0..width * 3)
-                .map(|x| weighted(&weights, rows[x..].iter().step_by(width * 3).copied()))
+                .map(|x| weighted(&weights, rows[x..].iter().step_by(apart).copied()))
                 .collect();
 
             // Columns: output `i` is made of `count` inputs from `firsts[i]` on.
             let firsts: Vec<usize> = (0..width).map(|_| rng.below(50)).collect();
             let per_output: Vec<Vec<i32>> = firsts.iter().map(|_| taps(&mut rng, count)).collect();
             let reach = 50 + 4 * count.div_ceil(4);
-            let stride = reach * 3 + STRIP_PADDING;
-            let strip: Vec<u8> = (0..STRIP_ROWS * stride).map(|_| (rng.below(3) * 127) as u8).collect();
+            let stride = reach * 3 + rng.below(40);
+            let strip: Vec<u8> = (0..STRIP_ROWS * stride + 4).map(|_| (rng.below(3) * 127) as u8).collect();
             for isa in Isa::available() {
                 let mut out = vec![77; width * 3];
-                resample::row(isa, &rows, &fours(&weights), &mut out);
+                resample::row(isa, &rows, apart, &fours(&weights), &mut out);
                 assert_eq!(out, expected, "{}: {count} rows of {width}", isa.name());
 
                 let to = width * 3 + STRIP_PADDING;
                 let mut out = vec![77; STRIP_ROWS * to];
                 let all: Vec<Weights4> = per_output.iter().flat_map(|w| fours(w)).collect();
-                resample::columns(isa, &strip, &firsts, count.div_ceil(4), &all, &mut out);
+                let columns = Columns::new(firsts.clone(), count.div_ceil(4), all);
+                resample::columns(isa, &columns, &strip, stride, &mut out);
                 for (r, (row, from)) in out.chunks(to).zip(strip.chunks(stride)).enumerate() {
                     for (i, (first, weights)) in firsts.iter().zip(&per_output).enumerate() {
                         for c in 0..3 {

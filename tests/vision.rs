@@ -253,7 +253,7 @@ fn resize_gives_the_bytes_of_pillow() {
     assert!(cases.len() >= 200);
     for case in cases {
         let [w, h, ow, oh, seed, crc] = std::array::from_fn(|i| int(&case[i]) as u32);
-        let resized = resize(&synthetic(w, h, seed), ow, oh);
+        let resized = resize(synthetic(w, h, seed), ow, oh);
         assert_eq!((resized.width(), resized.height()), (ow, oh));
         assert_eq!(crc32(resized.data()), crc, "{w}x{h} to {ow}x{oh}, seed {seed}");
     }
