@@ -351,8 +351,7 @@ fn memory_use(
         DeviceKind::Cuda { multiprocessors } => {
             let graphs = [&programs[0].graph, &programs[1].graph];
             // What the device's layout adds to the weights of the files: whole records.
-            let padding =
-                cuda::weights_bytes(graphs, activation, config.quantization).saturating_sub(weights_bytes);
+            let padding = cuda::weights_bytes(graphs, config.quantization).saturating_sub(weights_bytes);
             padding + Workspace::new(config, options, graphs, multiprocessors).total_bytes
         }
     };

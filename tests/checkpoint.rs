@@ -129,7 +129,7 @@ fn the_embedded_awq_model_opens_and_validates() {
     let checkpoint = Checkpoint::tiny().unwrap();
     checkpoint.validate().unwrap();
     assert_eq!(checkpoint.name(), "tiny");
-    assert_eq!(checkpoint.config.quantization, Quantization::Awq { group_size: 128 });
+    assert_eq!(checkpoint.config.quantization, Quantization::Awq { group_size: Some(128) });
     assert_eq!(checkpoint.mapped_bytes(), 0);
     assert_eq!(checkpoint.dense_dtype("model.norm.weight"), DType::F16);
     assert!(checkpoint.tokenizer_bytes().unwrap().starts_with(b"{"));
