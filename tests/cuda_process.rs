@@ -34,9 +34,14 @@ fn load_and_answer() -> Result<String> {
 /// Runs a test of this file, one that is ignored otherwise, in a process where the simulated driver fails as
 /// `faults` says. The lines that it printed for us.
 fn child(test: &str, faults: &str) -> Vec<String> {
+    child_with(test, faults, "0")
+}
+
+fn child_with(test: &str, faults: &str, blocking: &str) -> Vec<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture"])
         .env("CUDASIM_FAIL", faults)
+        .env("CUDA_LAUNCH_BLOCKING", blocking)
         .env("CUDASIM_COUNTERS", "0")
         .output()
         .unwrap();
@@ -95,9 +100,9 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
     let answer = whole.iter().find(|l| l.starts_with("answered")).expect("answers without faults");
     // Each try gets further than the one before, until one comes to its end.
     for (kind, step, steps) in [
-        ("alloc", 9, ["allocating pinned memory", "for the arena", "sending"]),
-        ("copy", 23, ["loading kernels", "sending model.", "sending inputs"]),
-        ("launch", 17, ["repacking", "prefill step", "decode graph"]),
+        ("alloc", 9, ["allocating pinned memory", "for the KV cache", "sending"]),
+        ("copy", 30, ["loading kernels", "sending model.", "sampling"]),
+        ("launch", 17, ["repacking", "prefill step", "replayed as a graph"]),
         ("module", 2, ["loading", "loading", "loading"]),
     ] {
         let places = [1, 3].into_iter().chain((1..TRIES).map(|n| 4 + n * (n + 1) / 2 * step));
@@ -135,6 +140,42 @@ fn a_lost_context_or_device_is_an_error_with_its_step() {
         assert!(failed.iter().all(|e| e.starts_with("CUDA: ")), "{fault}: {lines:?}");
         assert_eq!(lines.iter().any(|l| l.starts_with("answered")), recovers, "{fault}: {lines:?}");
     }
+}
+
+/// The first failure of a child at each of the launches around the first decode steps.
+fn first_failures(kind: &str, suffix: &str, blocking: &str) -> Vec<String> {
+    let first = |n: usize| {
+        let lines = child_with("tries_again_after_a_lost_context", &format!("{kind}:{n}{suffix}"), blocking);
+        failures(&lines).first().map(|e| e.to_string())
+    };
+    let found: Vec<String> = (80..170).step_by(15).filter_map(first).collect();
+    println!("{kind}{suffix}, blocking {blocking}: {found:#?}");
+    assert!(found.iter().all(|e| e.starts_with("CUDA: ")));
+    found
+}
+
+#[test]
+fn a_failure_in_a_decode_graph_names_the_step() {
+    if is_real() {
+        return;
+    }
+    let some = |found: &[String], parts: &[&str]| {
+        let all = |e: &String| parts.iter().all(|part| e.contains(part));
+        assert!(found.iter().any(all), "none with {parts:?}: {found:#?}");
+    };
+    // Refused for good: the steps run one at a time up to the first that is refused.
+    some(&first_failures("launch", "+", "0"), &["decode step 0, embed", "launching embed"]);
+    // Refused once.
+    some(&first_failures("launch", "", "0"), &["decode steps 0 to", "one at a time they all ran"]);
+    // A kernel that fails behind the calls: one of those under way, or with the user's help the one.
+    let under_way = ["hit by one of the steps", "decode step 0 to", "CUDA_LAUNCH_BLOCKING=1"];
+    some(&first_failures("sticky", "", "0"), &under_way);
+    let named = first_failures("sticky", "", "1");
+    for error in &named {
+        let step = error.split("hit by ").nth(1).expect("whose fault it was");
+        assert!(error.starts_with(&format!("CUDA: {step}")), "one step: {error}");
+    }
+    some(&named, &["decode step"]);
 }
 
 #[test]

@@ -203,7 +203,10 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
     for (hidden, kv, intermediate) in [(1536, 256, 8960), (3584, 512, 18944), (8192, 1024, 29696)] {
         let (qkv, gate_up) = (hidden + 2 * kv, 2 * intermediate);
         // Whole n and k by turns, the other side cut short.
-        let sizes = [(qkv, 128), (gate_up, 128), (hidden, 256), (264, hidden), (136, intermediate)];
+        let mut sizes = vec![(qkv, 128), (gate_up, 128), (hidden, 256), (264, hidden), (136, intermediate)];
+        if intermediate == 29696 {
+            sizes.push((128, 29568)); // as it was before it was padded
+        }
         for (n, k) in sizes {
             let format = FORMATS[(n + k) / 8 % FORMATS.len()];
             for format in [AWQ4, format, dense(Half::BF16)] {

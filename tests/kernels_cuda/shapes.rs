@@ -126,8 +126,8 @@ impl Shapes<'_> {
             self.layer(&MODELS[1], kind, SmallM, 1);
         }
         // A table of the other type, tied: 2B in AWQ.
-        let (vocab, hidden) = (MODELS[0].vocab, MODELS[0].hidden);
-        self.linear("decode 2B head", Cast, SmallM, 1, vocab, hidden, What::Logits);
+        let (vocab, hidden) = (MODELS[2].vocab, MODELS[2].hidden);
+        self.linear("decode 2b head", Cast, SmallM, 1, vocab, hidden, What::Logits);
         for model in &MODELS {
             for keys in [256, 4096, 6144, 14336, 30720] {
                 self.decode_attention(model, 1, keys);

@@ -198,7 +198,8 @@ impl Binder<'_> {
         let name = &graph.weight(parts[0].weight).name;
         // What is sent lives until the device has read it.
         let (mut blocks, mut sources) = (Vec::new(), Vec::new());
-        for (part, groups) in parts.iter().zip(&layout.groups) {
+        let mut groups = self.send(name, bytemuck::cast_slice(&layout.groups.concat()), &mut blocks)?;
+        for (part, own) in parts.iter().zip(&layout.groups) {
             let module = &graph.weight(part.weight).name;
             let mut addresses = [0; 3];
             for (suffix, address) in ["qweight", "qzeros", "scales"].into_iter().zip(&mut addresses) {
@@ -207,8 +208,8 @@ impl Binder<'_> {
                 self.checkpoint.release(&tensor);
             }
             let [codes, zeros, scales] = addresses;
-            let groups = self.send(name, bytemuck::cast_slice(groups), &mut blocks)?;
             sources.push(Source { codes, zeros, scales, groups, n: part.n });
+            groups += size_of_val(&own[..]) as u64;
         }
         self.launch_repack(name, layout.format, matrix, &sources, matrix.records)
     }

@@ -326,7 +326,7 @@ impl CudaExecutor {
         self.gpu.launched(program.name, Some(0));
         self.gpu.launched(program.name, Some(last));
         let Err(error) = graph.0.launch() else { return Ok(()) };
-        let step = format!("{} steps 0 to {last}, replayed as a graph of {rows} rows", program.name);
+        let step = format!("{} steps 0 to {last}, replayed as a graph for {rows} rows", program.name);
         if is_of_kernel(error) {
             return Err(self.gpu.failed(&step)(error));
         }
