@@ -178,23 +178,61 @@ fn a_failure_in_a_decode_graph_names_the_step() {
     some(&named, &["decode step"]);
 }
 
+/// Changes groups and zero points of a checkpoint of 8 bits.
+fn uneven_groups(dir: &std::path::Path) {
+    let path = dir.join("model.safetensors");
+    let mut file = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let parsed: Value = serde_json::from_slice(&file[8..header]).unwrap();
+    for (name, tensor) in parsed.as_object().unwrap() {
+        let at = |i: usize| header + tensor["data_offsets"][i].as_u64().unwrap_or(0) as usize;
+        if name.ends_with(".qzeros") {
+            file[at(0)] = 3;
+        } else if name.ends_with(".g_idx") {
+            let words = file[at(0)..at(1)].as_chunks_mut::<4>().0;
+            words.iter_mut().enumerate().for_each(|(i, word)| *word = u32::from(i % 5 == 0).to_le_bytes());
+        }
+    }
+    std::fs::write(&path, file).unwrap();
+}
+
 #[test]
 #[ignore = "a child of the tests here"]
 fn holds_what_its_plan_states() {
     let context = CudaContext::new(0).unwrap();
     let free = || context.mem_get_info().unwrap().0 as u64;
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = random_checkpoint::config_json(Size::Tiny, Format::Bf16);
-    config["tie_word_embeddings"] = true.into();
-    random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
-        .unwrap();
-    std::fs::copy(common::path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json"))
-        .unwrap();
-    let open = || Checkpoint::open(dir.path()).unwrap();
-    let cases: [(&dyn Fn() -> Checkpoint, EngineOptions); 3] = [
+    let random = |format, key: &str, value: Value| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = random_checkpoint::config_json(Size::Tiny, format);
+        config["tie_word_embeddings"] = true.into();
+        if format != Format::Bf16 {
+            config["quantization_config"][key] = value;
+        }
+        random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
+            .unwrap();
+        std::fs::copy(common::path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json"))
+            .unwrap();
+        dir
+    };
+    let dirs = [
+        random(Format::Bf16, "", Value::Null),
+        random(Format::Awq, "group_size", 32.into()),
+        random(Format::GptqInt4, "group_size", 24.into()),
+        random(Format::GptqInt8, "sym", false.into()),
+    ];
+    // Says that groups are even and zero points in the middle, but they are not.
+    let uneven = random(Format::GptqInt8, "desc_act", true.into());
+    uneven_groups(uneven.path());
+    let [bf16, awq, gptq4, gptq8] = &dirs.each_ref().map(|dir| || Checkpoint::open(dir.path()).unwrap());
+    let uneven = || Checkpoint::open(uneven.path()).unwrap();
+    let cases: [(&dyn Fn() -> Checkpoint, EngineOptions); 7] = [
         (&|| Checkpoint::tiny().unwrap(), options()),
         (&|| Checkpoint::tiny().unwrap(), EngineOptions { max_seqs: 9, activation: DType::F16, ..options() }),
-        (&open, EngineOptions { context_tokens: Some(1000), ..options() }),
+        (bf16, EngineOptions { context_tokens: Some(1000), ..options() }),
+        (awq, options()),
+        (gptq4, options()),
+        (gptq8, options()),
+        (&uneven, options()),
     ];
     for (open, options) in cases {
         let before = free();
@@ -210,7 +248,7 @@ fn holds_what_its_plan_states() {
 #[test]
 fn the_device_holds_what_the_plan_states() {
     let lines = child("holds_what_its_plan_states", "");
-    assert_eq!(lines.len(), 3);
+    assert_eq!(lines.len(), 7);
     for line in lines {
         println!("planned, held after load, after an answer: {line}");
         let bytes: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();

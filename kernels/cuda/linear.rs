@@ -18,8 +18,8 @@ pub const STRIP: usize = 256;
 /// How weights are stored in records.
 pub use qwenvl_graph::cuda::WeightKind;
 
-/// The kernel for weights of a kind.
-pub(super) const fn kernel(kind: WeightKind) -> &'static str {
+/// The kernel for weights of a kind, and its image.
+pub const fn kernel(kind: WeightKind) -> &'static str {
     match kind {
         WeightKind::Int4 => "int4_gemm",
         WeightKind::Int4G64 => "int4_g64_gemm",

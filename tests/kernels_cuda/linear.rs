@@ -14,7 +14,9 @@ use crate::common::reference as r;
 use crate::common::rng::Rng;
 use crate::common::tolerance::F32_EPS;
 use crate::gpu::*;
-use crate::repack::{AWQ4, FORMATS, GPTQ8, GPTQ8_G32, Packed, Stored, Weights, dense, pack};
+use crate::repack::{
+    AWQ4, AWQ4_G32, FORMATS, GPTQ8, GPTQ8_G32, Packed, Stored, Weights, dense, pack, tested,
+};
 
 /// What a launch needs beside its matrix.
 pub struct Launch<'a> {
@@ -73,7 +75,7 @@ fn bound(k: usize, n_runs: usize) -> f64 {
 fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
     let mut rng = Rng(2);
     for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
+        for format in tested(FORMATS.into_iter().chain([dense(half)])) {
             let sizes: &[(usize, usize, usize)] = match format.is_dense() {
                 // Ragged k as of the patch embedding; not quite one strip; odd records.
                 true => &[(80, 152, 2), (384, 1176, 7), (520, 256, 4)],
@@ -111,7 +113,7 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
     let mut rng = Rng(3);
     let (n, k, most) = (640, 896, 100);
     for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
+        for format in tested(FORMATS.into_iter().chain([dense(half)])) {
             let stored = [Stored::random(&mut rng, format, half, n, k)];
             let packed = pack(half, &stored, RowOrder::Plain);
             let x = normals(&mut rng, half, most * k);
@@ -157,8 +159,8 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
 #[test]
 fn the_largest_differences_of_8_bits_are_exact() {
     let k = 64;
-    for half in HALVES {
-        let stored = [Stored::extreme(GPTQ8_G32, 16, k)];
+    for (half, format) in HALVES.into_iter().flat_map(|half| tested([GPTQ8_G32]).map(move |f| (half, f))) {
+        let stored = [Stored::extreme(format, 16, k)];
         let packed = pack(half, &stored, RowOrder::Plain);
         for regime in [Regime::SmallM, Regime::Prefill] {
             let launch = Launch { half, regime, packed: &packed, bias: None, n_runs: 1 };
@@ -178,7 +180,7 @@ fn the_largest_differences_of_8_bits_are_exact() {
 fn other_rows_of_nan_change_nothing() {
     let mut rng = Rng(4);
     let (n, k, m, n_runs) = (256, 256, 9, 2);
-    for format in [AWQ4, GPTQ8, dense(Half::BF16)] {
+    for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(Half::BF16)]) {
         let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
         let packed = pack(Half::BF16, &stored, RowOrder::Plain);
         let x = normals(&mut rng, Half::BF16, m * k);
@@ -209,7 +211,7 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
         }
         for (n, k) in sizes {
             let format = FORMATS[(n + k) / 8 % FORMATS.len()];
-            for format in [AWQ4, format, dense(Half::BF16)] {
+            for format in tested([AWQ4, format, dense(Half::BF16)]) {
                 let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
                 let packed = pack(Half::BF16, &stored, RowOrder::Plain);
                 let n_runs = linear::runs(n, k, 108);
@@ -233,7 +235,7 @@ fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
     for half in HALVES {
         // What the bits of records mean makes no difference here.
         let cast = Weights { kind: WeightKind::Cast, ..dense(half) };
-        for format in FORMATS.into_iter().chain([dense(half), cast]) {
+        for format in tested(FORMATS.into_iter().chain([dense(half), cast])) {
             for (n, k, n_runs) in [(256, 128, 1), (384, 640, 5), (136, 8192, 21), (264, 1536, 3)] {
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
                 let packed = pack(half, &stored, RowOrder::Plain);
@@ -295,6 +297,9 @@ fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
 
 #[test]
 fn a_head_in_the_other_type_gives_the_bits_of_weights_that_were_rounded() {
+    if !(is_tested("cast_gemm") && is_tested("dense_gemm")) {
+        return;
+    }
     let mut rng = Rng(11);
     for (half, other) in [(Half::BF16, Half::F16), (Half::F16, Half::BF16)] {
         for (n, k, n_runs) in [(80, 152, 2), (520, 1024, 4)] {
@@ -326,7 +331,7 @@ fn pointwise_epilogues_match_float64() {
     let mut rng = Rng(5);
     let (n, k, n_runs) = (264, 384, 4);
     for half in HALVES {
-        for format in [AWQ4, GPTQ8, dense(half)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let what = format!("{format:?} {half:?} {regime:?}");
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
@@ -377,7 +382,7 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
     let mut rng = Rng(6);
     let (n, k, n_runs) = (200, 256, 3);
     for half in HALVES {
-        for format in [AWQ4, GPTQ8, dense(half)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             let parts: [Stored; 2] = std::array::from_fn(|_| Stored::random(&mut rng, format, half, n, k));
             let packed = pack(half, &parts, RowOrder::Paired { half: n });
             for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
@@ -405,6 +410,9 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
 
 #[test]
 fn vision_rope_turns_the_first_two_thirds() {
+    if !is_tested("dense_gemm") {
+        return;
+    }
     let mut rng = Rng(7);
     let (heads, d, k, m) = (3, 80, 160, 37);
     let n = 3 * heads * d;
@@ -452,7 +460,7 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
     let (pages, layers, layer) = (4, 2, 1);
     let page_stride = layers * 2 * n_kv_heads * 64 * d;
     for half in HALVES {
-        for format in [AWQ4, GPTQ8, dense(half)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             for (regime, m) in [(Regime::SmallM, 5), (Regime::Prefill, 70)] {
                 let what = format!("{format:?} {half:?} {regime:?}");
                 let parts = [n_heads * d, n_kv_heads * d, n_kv_heads * d]

@@ -1,7 +1,7 @@
 //! repack: the weights of a checkpoint in the order in which the linears read them.
 
 use qwenvl::kernels::cuda::Half;
-use qwenvl::kernels::cuda::linear::{RowOrder, WeightKind, matrix_weight};
+use qwenvl::kernels::cuda::linear::{RowOrder, WeightKind, kernel, matrix_weight};
 use qwenvl::kernels::cuda::repack::{Format, NO_INPUT, Repack, Source};
 use qwenvl_graph::DType;
 
@@ -36,6 +36,11 @@ pub fn dense(half: Half) -> Weights {
         Half::F16 => DType::F16,
     };
     Weights { format: Format::Dense(dtype), kind: WeightKind::Dense, group: 128 }
+}
+
+/// Those whose linears are tested.
+pub fn tested(formats: impl IntoIterator<Item = Weights>) -> impl Iterator<Item = Weights> {
+    formats.into_iter().filter(|format| is_tested(kernel(format.kind)))
 }
 
 impl Weights {

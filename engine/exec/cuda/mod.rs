@@ -225,6 +225,8 @@ impl CudaExecutor {
         let visual = gpu.block("visual rows", plan.memory.visual_bytes)?;
         let kv = gpu.block("the KV cache", plan.memory.kv_bytes)?;
         let workspace = gpu.block("the workspace", layout.total_bytes)?;
+        let taken: u64 = [&weights, &arena, &visual, &kv, &workspace].iter().map(|block| block.bytes()).sum();
+        assert_eq!(taken, plan.memory.total_bytes(), "the plan states every byte");
         let addresses = Addresses {
             arena: arena.address(),
             visual: visual.address(),
