@@ -332,7 +332,7 @@ fn pointwise_epilogues_match_float64() {
     let (n, k, n_runs) = (264, 384, 4);
     for half in HALVES {
         for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
-            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let what = format!("{format:?} {half:?} {regime:?}");
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
                 let packed = pack(half, &stored, RowOrder::Plain);
@@ -385,7 +385,7 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
         for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             let parts: [Stored; 2] = std::array::from_fn(|_| Stored::random(&mut rng, format, half, n, k));
             let packed = pack(half, &parts, RowOrder::Paired { half: n });
-            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
                 let x = normals(&mut rng, half, m * k);
                 let out = Buffer::<u16>::poisoned(m * n);
