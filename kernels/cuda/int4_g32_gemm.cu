@@ -8,13 +8,13 @@
 #include "linear.cuh"
 
 LINEAR_KERNEL(int4_g32_gemm_bf16_m8, BF16, Int4Of<32>, 8, 1, 4, LARGE_SMALL(6, 4), false)
-LINEAR_KERNEL(int4_g32_gemm_bf16_m16, BF16, Int4Of<32>, 8, 2, 4, LARGE_SMALL(5, 4), false)
+LINEAR_KERNEL(int4_g32_gemm_bf16_m16, BF16, Int4Of<32>, 8, 2, 4, LARGE_SMALL(5, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_bf16_m32, BF16, Int4Of<32>, 8, 4, 4, LARGE_SMALL(5, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_bf16_m64, BF16, Int4Of<32>, 8, LARGE_SMALL(6, 4), 4, LARGE_SMALL(4, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_bf16_norm, BF16, Int4Of<32>, 8, 1, 4, LARGE_SMALL(6, 3), false, LARGE_SMALL(2, 1))
 LINEAR_KERNEL(int4_g32_gemm_bf16_prefill, BF16, Int4Of<32>, 8, LARGE_SMALL(6, 4), 4, LARGE_SMALL(3, 2), true)
 LINEAR_KERNEL(int4_g32_gemm_f16_m8, F16, Int4Of<32>, 8, 1, 4, LARGE_SMALL(6, 4), false)
-LINEAR_KERNEL(int4_g32_gemm_f16_m16, F16, Int4Of<32>, 8, 2, 4, LARGE_SMALL(5, 4), false)
+LINEAR_KERNEL(int4_g32_gemm_f16_m16, F16, Int4Of<32>, 8, 2, 4, LARGE_SMALL(5, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_f16_m32, F16, Int4Of<32>, 8, 4, 4, LARGE_SMALL(5, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_f16_m64, F16, Int4Of<32>, 8, LARGE_SMALL(6, 4), 4, LARGE_SMALL(4, 3), false)
 LINEAR_KERNEL(int4_g32_gemm_f16_norm, F16, Int4Of<32>, 8, 1, 4, LARGE_SMALL(6, 3), false, LARGE_SMALL(2, 1))
