@@ -195,7 +195,7 @@ fn sorted_inputs_of_every_layer_give_on_cuda_what_the_cpu_gives() {
         for difference in compare(&mut cpu, &mut device, run).unwrap() {
             assert!(difference.worst <= 1.0, "{bits} bits: {difference:?}");
         }
-        let planned = device.plan().memory.clone();
+        let planned = device.plan().memory;
         // Groups of unequal size in one layer, and layers with other groups than those beside them. What they take
         // beside the plan is known after loading.
         edit(dir.path(), |tensors| {
