@@ -110,12 +110,12 @@ impl Stored {
     /// 8 bits: codes of 255 around 0 for even outputs, of 0 around 255 for odd ones.
     pub fn extreme(format: Weights, n: usize, k: usize) -> Stored {
         let (codes, scales) = (
-            (0..k / 4 * n).map(|at| if at % n % 2 == 0 { u32::MAX } else { 0 }).collect(),
+            (0..k / 4 * n).map(|at| if (at % n).is_multiple_of(2) { u32::MAX } else { 0 }).collect(),
             vec![half::f16::ONE.to_bits(); k.div_ceil(format.group) * n],
         );
         // Stored less one.
         let zeros = vec![0xfeff_feff; k.div_ceil(format.group) * n / 4];
-        let weights = (0..n * k).map(|at| if at / k % 2 == 0 { 255.0 } else { -255.0 }).collect();
+        let weights = (0..n * k).map(|at| if (at / k).is_multiple_of(2) { 255.0 } else { -255.0 }).collect();
         Stored { format, codes, zeros, scales, n, k, weights }
     }
 }
