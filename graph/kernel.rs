@@ -2,6 +2,7 @@
 
 use crate::builder::{Graph, Node, ValueId, WeightKind};
 use crate::config::Quantization;
+use crate::cuda;
 use crate::device::{Device, DeviceKind};
 use crate::op::{Epilogue, Op};
 use crate::shape::Sizes;
@@ -49,7 +50,12 @@ pub(crate) fn choose(
     device: &Device,
     quantization: Quantization,
 ) -> Kernel {
-    let sorts = matches!(quantization, Quantization::Gptq { desc_act: true, .. });
+    let sorts = match (&node.op, device.kind) {
+        (Op::Linear { parts, k, .. }, DeviceKind::Cuda { .. }) => {
+            matrix_format(graph, parts[0].weight).group().is_some() && cuda::sorts_inputs(quantization, *k)
+        }
+        _ => matches!(quantization, Quantization::Gptq { desc_act: true, .. }),
+    };
     let mut kernel =
         Kernel { name: name(graph, node, sorts), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
     let DeviceKind::Cpu { threads } = device.kind else { return kernel };

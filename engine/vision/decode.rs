@@ -1,7 +1,7 @@
 //! From an encoded picture to 8-bit RGB.
 //!
 //! The colour policy is that of qwen-vl-utils 0.0.14 with Pillow 13.0.0: what Pillow opens as mode
-//! RGBA is laid over white, everything else goes through `convert("RGB")`. `tests/vision.rs`
+//! RGBA is laid over white, everything else goes through `convert("RGB")`. `tests/vision/`
 //! checks it on files whose pixels Pillow has decoded (`tools/golden/pillow_decode.py`). So:
 //!
 //! * EXIF orientation is ignored unless it is asked for ([`decode_oriented`]), and colour profiles and

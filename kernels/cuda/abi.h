@@ -67,25 +67,31 @@ enum QwenvlSourceKind {
     QWENVL_BF16 = 3,
     QWENVL_F16 = 4,
     QWENVL_F32 = 5,
-    QWENVL_RECORDS = 6,  // of an embedding table: the records of the head, 16-bit
+    QWENVL_RECORDS_BF16 = 6,  // of an embedding table: the records of the head
+    QWENVL_RECORDS_F16 = 7,
 };
 
 struct QwenvlSource {
     const void *codes;   // as in the checkpoint; for 16- and 32-bit weights [n, k]
     const void *zeros;   // packed zero points
-    const void *scales;  // f16 [k / 128, n]
+    const void *scales;  // f16 [groups, n]
+    const unsigned int *groups;  // of codes: the row of scales and zeros for each `group` places
     unsigned int n;      // outputs of this part
 };
+
+#define QWENVL_NO_INPUT 0xffffffffu
 
 struct QwenvlRepack {
     struct QwenvlSource sources[3];
     void *out;
     unsigned int n_sources;
-    unsigned int n, k;  // of all parts together
+    unsigned int n, k;  // of all parts together; of codes k counts places
     unsigned int half;
     unsigned int kind;         // of the sources
     unsigned int zero_offset;  // added to stored zero points: 0 for AWQ, 1 for GPTQ
-    const unsigned int *inputs;  // GPTQ: [k], the input that comes at each place; null for all in order
+    const unsigned int *inputs;  // of codes: [k], the input at each place or QWENVL_NO_INPUT; null for all in order
+    unsigned int group;        // of codes: places with a scale, 128, 64 or 32
+    unsigned int zeros;        // of 8-bit codes: whether zero points are kept
 };
 
 // A query tile of one head (or of the query heads of one key head) of one sequence.
@@ -151,15 +157,16 @@ struct QwenvlEmbed {
     const unsigned int *visual_index;
     float *out;  // [rows, cols]
     unsigned int rows, cols, vocab;
-    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32 or QWENVL_RECORDS
+    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32, or of QWENVL_RECORDS
 };
 
-// Rows by index, activations, sums.
+// Rows or columns by index, activations, sums.
 struct QwenvlPointwise {
-    const void *x;  // [rows, cols]
-    const void *y;  // up of swiglu, residual of add; of select_rows the indices
+    const void *x;  // [rows, cols], of select_columns [rows, ldx]
+    const void *y;  // up of swiglu, residual of add; of select_rows and select_columns the indices
     void *out;      // [rows, cols]
     unsigned int rows, cols;
+    unsigned int ldx;
 };
 
 // The unfused rotation and KV write.

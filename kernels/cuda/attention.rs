@@ -7,7 +7,7 @@ use std::ptr;
 use cudarc::driver::CudaStream;
 
 use super::linear::Kv;
-use super::{Address, Half, Kernels, Result, abi, check};
+use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// A tile of query rows on the device.
 pub use super::abi::QwenvlAttentionTile as Tile;
@@ -26,6 +26,13 @@ const SUPER: usize = abi::QWENVL_DECODE_FOLD as usize;
 /// vision tower `past` is 0 and a tile sees all rows of its sequence.
 pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
     let mut tiles = Vec::new();
+    list_tiles(&mut tiles, sequences, heads, group);
+    tiles
+}
+
+/// As [`tiles`], into a list that is emptied first.
+pub fn list_tiles(tiles: &mut Vec<Tile>, sequences: &[Sequence], heads: usize, group: usize) {
+    tiles.clear();
     for (sequence, s) in sequences.iter().enumerate() {
         for head in 0..heads as u32 {
             for first_row in (0..s.rows * group as u32).step_by(TILE_ROWS) {
@@ -39,10 +46,10 @@ pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
     };
     let step = tiles.iter().map(keys).max().map_or(1, |longest| (longest / 8).max(1));
     let rows = |t: &Tile| sequences[t.sequence as usize].rows;
-    tiles.sort_by_key(|t| {
+    // No two are alike, and a stable sort would take memory.
+    tiles.sort_unstable_by_key(|t| {
         (Reverse(keys(t) / step), Reverse(rows(t)), t.sequence, t.head, Reverse(t.first_row))
     });
-    tiles
 }
 
 /// Attention of many rows.
@@ -167,7 +174,7 @@ impl Kernels {
                 "paged_prefill"
             }
         };
-        let name = format!("{name}_{}", a.half.name());
+        let name = name!("{name}_{}", a.half.name());
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, (a.n_tiles as u32, 1, 1), 128, &p) }
     }
@@ -209,7 +216,7 @@ impl Kernels {
             max_chunks,
             scale_log2: scale_log2(128),
         };
-        let name = format!("paged_attn_{}_{}", a.chunk_tokens, a.half.name());
+        let name = name!("paged_attn_{}_{}", a.chunk_tokens, a.half.name());
         // As many blocks as run at once; each takes its share of the chunks there are.
         let pairs = (a.n_seqs * heads.n_kv_heads) as u32;
         let resident = self.sm_count() * if a.chunk_tokens == 256 { 2 } else { 4 };

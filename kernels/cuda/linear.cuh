@@ -1,9 +1,10 @@
-// linear: Y = X Wᵀ + b with what follows it, for weights of 4, 8 and 16 bits. The body of int4_gemm, int8_gemm and
-// dense_gemm, small m and prefill alike.
+// linear: Y = X Wᵀ + b with what follows it, for weights of 4, 8 and 16 bits. The body of int4_gemm, int8_gemm,
+// dense_gemm and their kin for other groups and types, small m and prefill alike.
 //
 // math    Y[m, n] = Σ_slice Σ_group s[group, n] · Σ_{k in group} (c[k, n] − z[group, n]) · X[m, k]
 //         c − z is formed exactly in 16 bits, products are summed in f32 by mma (k16 steps in order), groups by a
 //         left fold with the scale, slices by a left fold. 16-bit weights: one chain of mma for a slice.
+//         Differences of 8-bit numbers are below 256, so bf16 holds them exactly too.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
 //         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (whole strips per CTA) of 4- and 8-bit
 //         weights give the same bits; no row's bits depend on m.
@@ -14,9 +15,10 @@
 //           4-bit   vector (u·4 + b)·32 + lane, byte (2s + j)·4, nibble h + 2·(y/2) + 4·(y%2)
 //           8-bit   vector ((u·4 + b)·2 + j)·32 + lane, byte (2s + y/2)·4 + h + 2·(y%2)
 //           16-bit  vector (((u·4 + b)·2 + s)·2 + j)·32 + lane, byte (h + 2·(y/2))·4 + 2·(y%2)
-//         Then 128 f16 scales in the order (u, n%8, j, h), and for 4 bits 128 nibbles of zero points in the same
-//         order. 8512, 16640 and 32768 bytes. Each 4-bit word masked by 0x000f000f at shift 4e is register e of
-//         the A fragment. A lane's inputs are 8 neighbours, so that its B fragments of two k16 steps are 16
+//         Then for each group of inputs (128 of them, or as the name of a kernel says) 128 f16 scales in the order
+//         (u, n%8, j, h), and in the same order 128 zero points: nibbles for 4 bits; bytes for 8 bits in groups of
+//         32, otherwise none, all are 128. 8512 (groups of 64: 8832, of 32: 9472), 16640 (17920) and 32768 bytes.
+//         Each 4-bit word masked by 0x000f000f at shift 4e is register e of the A fragment. A lane's inputs are 8 neighbours, so that its B fragments of two k16 steps are 16
 //         contiguous bytes of a plain row of X.
 //         With `half`, rows r and r + half of a head of 2·half (gate and up: of the whole) share the accumulators of
 //         a lane, so that rotations and SwiGLU need no exchange.
@@ -24,15 +26,15 @@
 //         while the first weights come in, each CTA normalises the rows and keeps them in shared memory for all stages.
 // launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
 //         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X and the scales.
-// needs   k % 8 == 0; rows of X beyond m and inputs beyond k are read as zeros; n beyond the last row not stored.
+// needs   k % 8 == 0; a place along k that stands for no input weighs nothing (repack.cu) or has zeros in X; rows of X beyond m and inputs beyond k are read as zeros; n beyond the last row not stored.
 // bytes   weights once per 64 rows (16-bit prefill: 128) through L2, X once per 256 outputs through L2.
 #pragma once
 
 #include "norm.cuh"
 
-// A weight format. TILES_PER_VECTOR and STEPS_PER_VECTOR: 16x16 tiles along n and along k in 16 bytes of a lane.
-struct Int4 {
-    static constexpr u32 RECORD = 8512, VECTORS = 1, TAIL = 320; // vectors for 32 outputs x 32 inputs of a lane
+// A weight format: GROUP inputs have a scale, SCALES bytes in the tail; VECTORS for 32 outputs x 32 inputs of a lane.
+template <int GROUP_> struct Int4Of {
+    static constexpr u32 GROUP = GROUP_, SCALES = 320, TAIL = 128 / GROUP * SCALES, RECORD = 8192 + TAIL, VECTORS = 1;
     static constexpr bool GROUPED = true;
     template <class T> struct Zero {
         u32 z[2][2]; // [tile][row half]
@@ -63,28 +65,46 @@ struct Int4 {
     }
 };
 
-struct Int8 {
-    static constexpr u32 RECORD = 16640, VECTORS = 2, TAIL = 256;
+using Int4 = Int4Of<128>;
+
+template <int GROUP_, bool ZEROS> struct Int8Of {
+    static constexpr u32 GROUP = GROUP_, SCALES = ZEROS ? 384 : 256, TAIL = 128 / GROUP * SCALES, RECORD = 16384 + TAIL;
+    static constexpr u32 VECTORS = 2;
     static constexpr bool GROUPED = true;
-    template <class T> struct Zero {};
-    template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
+    template <class T> struct Zero {
+        u32 z[2][2]; // [tile][row half]: twice 128 less the zero point; unused where that is 128
+    };
     template <class T>
-    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &) {
+    static __device__ __forceinline__ void load_zero(Zero<T> &zero, const u8 *tail, u32 u, u32 g) {
+        if (ZEROS) {
+            u32 bytes = *reinterpret_cast<const u32 *>(tail + 256 + (u * 8 + g) * 4);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                zero.z[i / 2][i % 2] = T::byte_minus_128((bytes >> 8 * i & 255) * 0x10001) ^ 0x80008000u;
+            }
+        }
+    }
+    template <class T>
+    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &zero) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             uint4 v = from[j * 32];
             u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                a[w / 2][j][w % 2 * 2] = T::byte_minus_128(words[w]);
-                a[w / 2][j][w % 2 * 2 + 1] = T::byte_minus_128(words[w] >> 8);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    u32 code = T::byte_minus_128(words[w] >> 8 * h);
+                    a[w / 2][j][w % 2 * 2 + h] = ZEROS ? T::add(code, zero.z[j][h]) : code;
+                }
             }
         }
     }
 };
+using Int8 = Int8Of<128, false>;
 
 struct Dense {
-    static constexpr u32 RECORD = 32768, VECTORS = 4, TAIL = 0;
+    static constexpr u32 GROUP = 128, SCALES = 0, TAIL = 0, RECORD = 32768, VECTORS = 4;
     static constexpr bool GROUPED = false;
     template <class T> struct Zero {};
     template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
@@ -97,6 +117,19 @@ struct Dense {
             a[i / 2][i % 2][1] = v.y;
             a[i / 2][i % 2][2] = v.z;
             a[i / 2][i % 2][3] = v.w;
+        }
+    }
+};
+
+// 16-bit weights of the type U, rounded to that of X as they are used.
+template <class U> struct Cast : Dense {
+    template <class T>
+    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &zero) {
+        Dense::decode<T>(a, from, zero);
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            u32 &w = a[i / 8][i / 4 % 2][i % 4];
+            w = T::pack(U::low(w), U::high(w));
         }
     }
 };
@@ -128,7 +161,7 @@ struct LinearConfig {
     // Normalised rows of all inputs.
     static constexpr u32 ROWS_AT = ARRIVED_AT + 16, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2;
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
-    static_assert(!W::GROUPED || KB == 4, "a group is a stage");
+    static_assert(!W::GROUPED || KB == 4, "a stage is a record");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
@@ -222,7 +255,13 @@ template <class C> struct Linear {
         for (int v = 0; v < VECTORS; v++) {
             ptx::copy16_hint(to + v * 512, ahead_w + v * 512, ahead_there ? 16 : 0, policy);
         }
-        if (W::TAIL > 0 && warp % 4 == 0 && lane < W::TAIL / 16) {
+        if constexpr (W::TAIL > 512) { // too long for one warp; `ahead_w` is at the warp's own weights
+            if (threadIdx.x % 128 < W::TAIL / 16) {
+                ptx::copy16_hint(stage_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16,
+                                 ahead_w + (W::RECORD - W::TAIL) - warp % 4 * (VECTORS - 1) * 512, ahead_there ? 16 : 0,
+                                 policy);
+            }
+        } else if (W::TAIL > 0 && warp % 4 == 0 && lane < W::TAIL / 16) {
             ptx::copy16_hint(stage_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16,
                              ahead_w + (W::RECORD - W::TAIL), ahead_there ? 16 : 0, policy);
         }
@@ -280,6 +319,33 @@ template <class C> struct Linear {
         return C::KB > 1 ? chunk ^ (row & 1) << 2 : chunk;
     }
 
+    // The zero points and scales of a group lie at `tail`, in each record of the stage.
+    __device__ __forceinline__ void start_group(Accumulators &group, typename W::template Zero<T> (&zero)[PAIRS],
+                                                const u8 *tail) const {
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+            u32 at = warp_n * PAIRS + pair; // of 8 in the strip
+            W::template load_zero<T>(zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
+#pragma unroll
+            for (int i = 0; i < 2 * NT * 4; i++) {
+                group[pair][i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
+            }
+        }
+    }
+    __device__ __forceinline__ void fold_group(Accumulators &sums, Accumulators &group, const u8 *tail) const {
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+            u32 at = warp_n * PAIRS + pair;
+            uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
+            float scale[2][2] = {{F16::low(s.x), F16::high(s.x)}, {F16::low(s.y), F16::high(s.y)}};
+#pragma unroll
+            for (int i = 0; i < 2 * NT * 4; i++) {
+                int j = i / (NT * 4), tile = i / 4 % NT, e = i % 4;
+                sums[pair][j][tile][e] = __fmaf_rn(scale[j][e / 2], group[pair][j][tile][e], sums[pair][j][tile][e]);
+            }
+        }
+    }
+
     // Adds one stage, `block` blocks of 32 inputs into its strip, to `sums`.
     __device__ __forceinline__ void multiply(u32 slot, u32 block, Accumulators &sums) const {
         const u8 *stage = smem + slot * C::STAGE_BYTES;
@@ -287,20 +353,15 @@ template <class C> struct Linear {
         float group[PAIRS][2][NT][4];
         typename W::template Zero<T> zero[PAIRS];
         const u8 *tail = stage + C::WEIGHT_BYTES;
-        if (W::GROUPED) {
-#pragma unroll
-            for (int pair = 0; pair < PAIRS; pair++) {
-                u32 at = warp_n * PAIRS + pair; // of 8 in the strip
-                W::template load_zero<T>(zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
-#pragma unroll
-                for (int i = 0; i < 2 * NT * 4; i++) {
-                    group[pair][i / (NT * 4)][i / 4 % NT][i % 4] = 0.0f;
-                }
-            }
+        if (W::GROUPED && W::GROUP == 128) {
+            start_group(group, zero, tail);
         }
         float(&into)[PAIRS][2][NT][4] = W::GROUPED ? group : sums;
 #pragma unroll
         for (int b = 0; b < C::KB; b++) {
+            if (W::GROUP < 128 && b * 32 % W::GROUP == 0) {
+                start_group(group, zero, tail + b * 32 / W::GROUP * W::SCALES);
+            }
             u32 a[PAIRS][2][2][4];
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
@@ -329,20 +390,12 @@ template <class C> struct Linear {
                     T::mma(into[pair][1][i], a[pair][1][1], v.z, v.w);
                 }
             }
-        }
-        if (W::GROUPED) {
-#pragma unroll
-            for (int pair = 0; pair < PAIRS; pair++) {
-                u32 at = warp_n * PAIRS + pair;
-                uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
-                float scale[2][2] = {{F16::low(s.x), F16::high(s.x)}, {F16::low(s.y), F16::high(s.y)}};
-#pragma unroll
-                for (int i = 0; i < 2 * NT * 4; i++) {
-                    int j = i / (NT * 4), tile = i / 4 % NT, e = i % 4;
-                    sums[pair][j][tile][e] =
-                        __fmaf_rn(scale[j][e / 2], group[pair][j][tile][e], sums[pair][j][tile][e]);
-                }
+            if (W::GROUP < 128 && (b + 1) * 32 % W::GROUP == 0) {
+                fold_group(sums, group, tail + b * 32 / W::GROUP * W::SCALES);
             }
+        }
+        if (W::GROUPED && W::GROUP == 128) {
+            fold_group(sums, group, tail);
         }
     }
 
@@ -451,7 +504,7 @@ template <class C> struct Linear {
         u32 tile = strip * 16 + warp_n * PAIRS * 2 + lane / SPAN, row = m0 + warp_m * NT * 8 + lane % SPAN;
 #pragma unroll 1
         for (int round = 0; round < NT / STEP; round++) {
-            __syncwarp();
+            if (round > 0) __syncwarp(); // all have read the round before
 #pragma unroll
             for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
                 int at = i / (4 * NT), step = i / 4 % NT, e = i % 4;
@@ -514,7 +567,7 @@ template <class C> struct Linear {
         }
         u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
         __threadfence();
-        __syncthreads();
+        __syncthreads(); // all of the block has written
         if (threadIdx.x == 0) {
             *arrived = atomicAdd(p.arrivals + strip, 1);
         }

@@ -98,7 +98,7 @@ impl Shapes<'_> {
     /// All cases: decode first, as its times would suffer from results of prefill that leave L2.
     pub fn all(&mut self) {
         use Regime::{Prefill, SmallM};
-        use WeightKind::{Dense, Int4, Int8};
+        use WeightKind::{Cast, Dense, Int4, Int4G32, Int4G64, Int8, Int8G32};
         for m in [1, 8, 16] {
             for model in &MODELS {
                 self.layer(model, Int4, SmallM, m);
@@ -122,6 +122,12 @@ impl Shapes<'_> {
                 );
             }
         }
+        for kind in [Int4G64, Int4G32, Int8G32] {
+            self.layer(&MODELS[1], kind, SmallM, 1);
+        }
+        // A table of the other type, tied: 2B in AWQ.
+        let (vocab, hidden) = (MODELS[2].vocab, MODELS[2].hidden);
+        self.linear("decode 2b head", Cast, SmallM, 1, vocab, hidden, What::Logits);
         for model in &MODELS {
             for keys in [256, 4096, 6144, 14336, 30720] {
                 self.decode_attention(model, 1, keys);
@@ -134,6 +140,9 @@ impl Shapes<'_> {
         }
         for model in &MODELS {
             self.layer(model, Int4, Prefill, 2048);
+        }
+        for kind in [Int4G64, Int4G32, Int8G32] {
+            self.layer(&MODELS[1], kind, Prefill, 2048);
         }
         for model in &MODELS[1..] {
             self.layer(model, Int8, Prefill, 2048);
@@ -202,8 +211,12 @@ impl Shapes<'_> {
     ) {
         let bits = match kind {
             WeightKind::Int4 => "int4",
+            WeightKind::Int4G64 => "int4 g64",
+            WeightKind::Int4G32 => "int4 g32",
             WeightKind::Int8 => "int8",
+            WeightKind::Int8G32 => "int8 g32",
             WeightKind::Dense => "bf16",
+            WeightKind::Cast => "f16",
         };
         let normalised = name.contains("norm+");
         // Bytes of an output with what else is read for it.
