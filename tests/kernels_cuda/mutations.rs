@@ -46,7 +46,7 @@ const TARGETS: &[Target] = &[
     Target { image: "paged_prefill", kernels: &["paged_prefill_bf16"], soon: &[], all: "paged_prefill::" },
     Target {
         image: "paged_attn",
-        kernels: &["paged_attn_256_bf16", "paged_attn_128_bf16"],
+        kernels: &["paged_attn_bf16"],
         soon: &[],
         all: "paged_attn::",
     },
