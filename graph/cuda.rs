@@ -15,7 +15,7 @@ pub const RECORD: usize = 128;
 /// Outputs of a strip: what a block of threads works on.
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
-pub const SAMPLE_SLICE: usize = 4096;
+pub const SAMPLE_SLICE: usize = 1024;
 /// Words of u32 of the parameters of a row of the sampler.
 pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.

@@ -269,7 +269,7 @@ fn program(
             segment
                 .steps
                 .clone()
-                .map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization))
+                .map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization, name == "decode"))
         })
         .collect();
     // The vision tower writes its rows where they wait for the decoder.

@@ -208,7 +208,7 @@ struct QwenvlSampleRow {
     unsigned int top_k;        // 0: all
 };
 
-#define QWENVL_SAMPLE_SLICE 4096  // logits of one block of argmax
+#define QWENVL_SAMPLE_SLICE 1024  // logits of one block of argmax
 #define QWENVL_NO_TOKEN 0xffffffffu
 
 struct QwenvlSample {

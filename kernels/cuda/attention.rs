@@ -145,14 +145,15 @@ impl Kernels {
             page_table: ptr::null(),
             ..Default::default()
         };
-        let name = match a.keys {
+        let n_tiles = p.n_tiles;
+        let (name, grid, block) = match a.keys {
             Keys::Vision { qkv, n_heads } => {
                 let width = n_heads * 80;
                 let part = |i: usize| (qkv + (i * width * 2) as u64) as *const c_void;
                 (p.q, p.k, p.v) = (part(0), part(1), part(2));
                 (p.ldq, p.ldo) = (3 * width as u32, width as u32);
                 p.scale_log2 = scale_log2(80);
-                "flash_attn"
+                ("flash_attn", n_tiles, 128)
             }
             Keys::Paged { q, kv, page_table } => {
                 check("flash_attn", kv.heads.head_dim == 128, || format!("heads of {}", kv.heads.head_dim))?;
@@ -166,12 +167,12 @@ impl Kernels {
                 p.ldo = p.ldq;
                 p.group = (kv.heads.n_heads / kv.heads.n_kv_heads) as u32;
                 p.scale_log2 = scale_log2(128);
-                "paged_prefill"
+                ("paged_prefill", n_tiles.min(self.sm_count()), 256)
             }
         };
         let name = format!("{name}_{}", a.half.name());
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (a.n_tiles as u32, 1, 1), 128, &p) }
+        unsafe { self.launch(stream, &name, (grid, 1, 1), block, &p) }
     }
 
     /// Launches attention of one new token per sequence.

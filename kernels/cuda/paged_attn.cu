@@ -233,7 +233,7 @@ template <class T> __device__ __forceinline__ void attend(const QwenvlDecodeAtte
         load_values(x, unit, 0, last);
         multiply_keys(score[1], y);
         load_values(y, unit, 1, last);
-        const u32 next_page = page_of(min(next, end - 1));
+        const u32 next_page = next < end ? page_of(next) : 0;
 
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -354,9 +354,13 @@ template <class T> __device__ __forceinline__ void paged_attn(const QwenvlDecode
         attend<T>(p, shared);
         __syncthreads();
         join<T>(p, shared);
+        const u32 next = shared.split.index + gridDim.y;
+        if (next >= shared.split.count) {
+            return;
+        }
         __syncthreads(); // shared memory is free again
         if (threadIdx.x == 0) {
-            shared.split = split_of(p, blockIdx.x, shared.split.index + gridDim.y);
+            shared.split = split_of(p, blockIdx.x, next);
         }
         __syncthreads();
     }
