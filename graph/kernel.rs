@@ -16,8 +16,8 @@ pub const ATTENTION_ROWS: usize = 96;
 /// Inputs after which a dense dot product on the CPU folds its partial sums. Part of the numeric
 /// contract: changing it changes the bits of every result.
 pub const DENSE_K_BLOCK: usize = 256;
-/// Rows of the input that a dense linear layer on the CPU packs at a time.
-pub const DENSE_PACKED_ROWS: usize = 12;
+/// Most outputs whose weights a dense linear layer on the CPU packs together.
+pub const DENSE_PANEL: usize = 8;
 /// Rows of a tile of a linear layer on the CPU.
 const BLOCK_M: usize = 192;
 /// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads: wide where that
@@ -73,9 +73,9 @@ pub(crate) fn choose(
             let tile_bytes = (tiles * kernel.block_m * kernel.block_n * 4) as u64;
             let m = rows(graph, node.inputs[0], *k, sizes) as u64;
             match matrix_format(graph, parts[0].weight) {
-                // Converted weights of a block of inputs, and packed rows.
+                // Converted weights of a block of inputs.
                 WeightFormat::Dense(_) => {
-                    let floats = (kernel.block_n + DENSE_PACKED_ROWS) * DENSE_K_BLOCK;
+                    let floats = kernel.block_n.next_multiple_of(DENSE_PANEL) * DENSE_K_BLOCK;
                     kernel.thread_bytes = tile_bytes + 4 * floats as u64;
                 }
                 WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => {

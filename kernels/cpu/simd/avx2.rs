@@ -189,13 +189,17 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [[__m256; 2]; 4]) -> [f32; 8] {
-        let mut out = [0.0; 8];
-        for i in 0..2 {
-            let [a, b] = [v[2 * i], v[2 * i + 1]];
-            out[4 * i..4 * i + 4].copy_from_slice(&unsafe { Self::sum4([a[0], a[1], b[0], b[1]]) });
+    unsafe fn wide_sums(v: [[__m256; 2]; 8]) -> [__m256; 2] {
+        unsafe {
+            let mut sums = [[[0.0; 4]; 2]; 2];
+            for four in 0..2 {
+                for half in 0..2 {
+                    let v = &v[4 * four..4 * four + 4];
+                    sums[four][half] = Self::sum4([v[0][half], v[1][half], v[2][half], v[3][half]]);
+                }
+            }
+            [Self::load(sums[0].as_ptr().cast()), Self::load(sums[1].as_ptr().cast())]
         }
-        out
     }
     #[inline(always)]
     unsafe fn wide_to_f32(v: [__m256i; 2]) -> [__m256; 2] {

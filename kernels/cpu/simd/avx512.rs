@@ -94,20 +94,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [__m512; 4]) -> [f32; 8] {
+    unsafe fn wide_sums(v: [__m512; 8]) -> [__m256; 2] {
         unsafe {
             // Neighbours, then neighbours of those, within quarters; then quarters.
-            let (a, b) = (add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
-            let quarters = add_pairs(a, b);
+            let low = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
+            let high = add_pairs(add_pairs(v[4], v[5]), add_pairs(v[6], v[7]));
             let sums = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(quarters, quarters),
-                _mm512_shuffle_f32x4::<0xDD>(quarters, quarters),
+                _mm512_shuffle_f32x4::<0x88>(low, high),
+                _mm512_shuffle_f32x4::<0xDD>(low, high),
             );
-            // First halves of the four vectors, then second halves.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let mut out = [0.0; 8];
-            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_permutevar8x32_ps(_mm512_castps512_ps256(sums), order));
-            out
+            [_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums)]
         }
     }
     #[inline(always)]

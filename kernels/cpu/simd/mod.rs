@@ -93,8 +93,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// `a · b + c`, rounded once.
     unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
-    /// [`Simd::sum`] of each half.
-    unsafe fn wide_sums(v: [Self::Wide; 4]) -> [f32; 8];
+    /// [`Simd::sum`] of the first halves of the first four, then of their second halves; the same of the last four.
+    unsafe fn wide_sums(v: [Self::Wide; 8]) -> [Self::F; 2];
     /// Exact for integers within 2²⁴.
     unsafe fn wide_to_f32(v: Self::WideI) -> Self::Wide;
 

@@ -163,8 +163,13 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [[f32; 16]; 4]) -> [f32; 8] {
-        std::array::from_fn(|i| unsafe { Self::sum(std::array::from_fn(|j| v[i / 2][i % 2 * 8 + j])) })
+    unsafe fn wide_sums(v: [[f32; 16]; 8]) -> [[f32; 8]; 2] {
+        std::array::from_fn(|four| {
+            std::array::from_fn(|i| {
+                let half = |lane| v[4 * four + i % 4][i / 4 * 8 + lane];
+                unsafe { Self::sum(std::array::from_fn(half)) }
+            })
+        })
     }
     #[inline(always)]
     unsafe fn wide_to_f32(v: [i32; 16]) -> [f32; 16] {
