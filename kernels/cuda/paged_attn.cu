@@ -18,7 +18,8 @@
 //
 // Keys and values go from memory to the registers that mma reads, past shared memory: the order of channels within a
 // product is free, so that a lane's eight neighbours serve two mma, and values need one permutation of bytes for each
-// register. A warp has keys or values of 32 tokens under way all the time, 8 KiB: 128 KiB per SM.
+// register. A warp has keys or values of 32 tokens under way all the time, 8 KiB: 128 KiB per SM. That takes 128 registers,
+// so that what a warp needs once a unit lies in shared memory or is worked out again.
 #include "attention.cuh"
 
 constexpr u32 HEAD = 128;

@@ -93,7 +93,14 @@ impl Pool {
 
 /// Decode attention of the named sequences of a pool, one row each, then of one that is empty. Twice, so that the
 /// counters are seen to return to zero.
-fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, splits: usize, q: &[u16]) -> Vec<u16> {
+fn run_decode(
+    half: Half,
+    pool: &Pool,
+    members: &[usize],
+    group: usize,
+    splits: usize,
+    q: &[u16],
+) -> Vec<u16> {
     let (n, width) = (members.len() + 1, pool.kv_heads * group * D);
     let mut sequences: Vec<Sequence> = members
         .iter()
