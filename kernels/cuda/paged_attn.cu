@@ -147,7 +147,6 @@ __device__ __forceinline__ void store_part(Shared &shared, const float (&out)[8]
         float *part = shared.parts[warp][t * 2 + h];
 #pragma unroll
         for (u32 c = 0; c < 4; c++) {
-            // The same four of each eight would go to the same banks for odd and even g.
             const u32 half = c / 2, odd = c % 2;
             const u32 at = half * 16 + g * 2 + (odd ^ (g & 1));
             const int i = odd * 4;
@@ -165,7 +164,8 @@ template <class T> __device__ __forceinline__ void attend(const QwenvlDecodeAtte
     const u32 thread = ptx::opaque(threadIdx.x);
     auto page_of = [&](u32 token) { return p.page_table[shared.split.pages + token / KEYS]; };
     auto unit_at = [&](u32 page, u32 token) {
-        return static_cast<const u16 *>(p.kv.pages) + (page * p.kv.page_stride + (shared.split.kv_head * KEYS + token % KEYS) * HEAD);
+        const u32 row = shared.split.kv_head * KEYS + token % KEYS;
+        return static_cast<const u16 *>(p.kv.pages) + (page * p.kv.page_stride + row * HEAD);
     };
 
     // Tokens of a unit from the 16·step-th on; beyond the last of the sequence that one again. Keys: tokens g and g + 8,

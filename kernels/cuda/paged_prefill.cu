@@ -125,7 +125,8 @@ template <class T> __device__ __forceinline__ void paged_prefill(const QwenvlAtt
         u32 first_key = t * KEYS + half * HALF;
         if (masked) {
             // The last row of the warp sees none of these keys.
-            if (first_key > p.sequences[p.tiles[tile].sequence].past + (p.tiles[tile].first_row + warp * 32 + 31) / p.group) {
+            const QwenvlAttentionTile here = p.tiles[tile];
+            if (first_key > p.sequences[here.sequence].past + (here.first_row + warp * 32 + 31) / p.group) {
                 return;
             }
         }
