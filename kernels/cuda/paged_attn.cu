@@ -205,8 +205,7 @@ template <class T> __device__ __forceinline__ void attend(const QwenvlDecodeAtte
         const u32 warp = thread / 32, lane = thread % 32, head = lane / 4;
         const u16 *q = static_cast<const u16 *>(p.q) + static_cast<u64>(shared.split.pair / p.kv.kv_heads) * p.ldq +
                        (shared.split.kv_head * p.group + min(head, p.group - 1)) * HEAD + warp * 32 + lane % 4 * 8;
-        uint4 mine = *reinterpret_cast<const uint4 *>(q);
-        shared.q[warp][lane] = head < p.group ? mine : make_uint4(0, 0, 0, 0);
+        shared.q[warp][lane] = *reinterpret_cast<const uint4 *>(q); // beyond the group any head: nobody reads its result
     }
     __syncthreads();
 
@@ -351,11 +350,15 @@ template <class T> __device__ __forceinline__ void paged_attn(const QwenvlDecode
         }
         return;
     }
-    while (shared.split.index < shared.split.count) {
+    u32 next = blockIdx.y;
+    if (next >= shared.split.count) {
+        return;
+    }
+    while (true) {
         attend<T>(p, shared);
         __syncthreads();
         join<T>(p, shared);
-        const u32 next = shared.split.index + gridDim.y;
+        next = shared.split.index + gridDim.y;
         if (next >= shared.split.count) {
             return;
         }
