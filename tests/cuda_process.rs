@@ -96,7 +96,7 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
     // Each try gets further than the one before, until one comes to its end.
     for (kind, step, steps) in [
         ("alloc", 9, ["allocating pinned memory", "for the arena", "sending"]),
-        ("copy", 23, ["loading kernels", "sending model.", "sending inputs"]),
+        ("copy", 19, ["loading kernels", "sending model.", "sending inputs"]),
         ("launch", 17, ["repacking", "prefill step", "decode graph"]),
         ("module", 2, ["loading", "loading", "loading"]),
     ] {
