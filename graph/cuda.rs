@@ -15,17 +15,15 @@ pub const RECORD: usize = 128;
 /// Outputs of a strip: what a block of threads works on.
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
-pub const SAMPLE_SLICE: usize = 4096;
+pub const SAMPLE_SLICE: usize = 1024;
 /// Words of u32 of the parameters of a row of the sampler.
 pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
 pub const SMALL_ROWS: usize = 64;
-/// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract. By the
-/// simulator's model 256 is ahead of 128 for the heads of all three models, from 512 to 30,720 keys (7B at 6,144:
-/// 14.1 and 22.5 µs).
-pub const DECODE_CHUNK_TOKENS: usize = 256;
-/// Decode attention folds the results of this many chunks, then the folds.
-pub const DECODE_SUPER_CHUNKS: usize = 16;
+/// Least keys of a split of decode attention.
+pub const DECODE_SPLIT_TOKENS: usize = 256;
+/// Most splits of a sequence in decode attention.
+pub const DECODE_SPLITS: usize = 64;
 /// Query rows of a prefill or vision attention task.
 pub const ATTENTION_ROWS: usize = 128;
 /// Batch sizes that decode graphs are made for, up to the plan's own.
@@ -125,6 +123,12 @@ pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
 }
 
+/// Splits of a long sequence in decode attention: one sequence fills the device with two blocks for each
+/// multiprocessor. Part of the numeric contract.
+pub fn decode_splits(kv_heads: usize, multiprocessors: usize) -> usize {
+    (2 * multiprocessors / kv_heads).clamp(1, DECODE_SPLITS)
+}
+
 /// Whether the norm at `step` can be the prologue of the linear layer after it: only that reads the norm, and what
 /// the norm reads lives on.
 pub fn is_prologue(graph: &Graph, step: usize) -> bool {
@@ -213,8 +217,8 @@ impl Workspace {
             + slices * (4 + 8)
             + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads
             + 64;
-        let chunks = options.context_tokens.div_ceil(DECODE_CHUNK_TOKENS);
-        let supers = chunks.div_ceil(DECODE_SUPER_CHUNKS);
+        let splits = options.context_tokens.div_ceil(DECODE_SPLIT_TOKENS);
+        let splits = splits.min(decode_splits(kv_heads, multiprocessors));
         let strips = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
             Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>().div_ceil(STRIP)),
             _ => None,
@@ -237,8 +241,8 @@ impl Workspace {
             inputs: take(4 * words.max(vision_words)),
             // A run has at most two parts of strips that others share.
             partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
-            attention: take(options.max_seqs * heads * chunks * (t.head_dim() + 2) * 4),
-            arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
+            attention: take(options.max_seqs * heads * splits * (t.head_dim() + 2) * 4),
+            arrivals: take(4 * strips.max(options.max_seqs * kv_heads)),
             sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
             scores: take(options.max_seqs * t.vocab_size * 4),
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),

@@ -42,13 +42,14 @@ pub struct Kernel {
     pub thread_bytes: u64,
 }
 
-/// The kernel for `node`. On a GPU only the name is known until kernels are tuned there.
+/// The kernel for `node` of a program that `decodes` or not. On a GPU only the name is known until kernels are tuned there.
 pub(crate) fn choose(
     graph: &Graph,
     node: &Node,
     sizes: &Sizes,
     device: &Device,
     quantization: Quantization,
+    decodes: bool,
 ) -> Kernel {
     let sorts = match (&node.op, device.kind) {
         (Op::Linear { parts, k, .. }, DeviceKind::Cuda { .. }) => {
@@ -58,7 +59,12 @@ pub(crate) fn choose(
     };
     let mut kernel =
         Kernel { name: name(graph, node, sorts), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
-    let DeviceKind::Cpu { threads } = device.kind else { return kernel };
+    let DeviceKind::Cpu { threads } = device.kind else {
+        if matches!(node.op, Op::PagedAttention { .. }) && !decodes {
+            kernel.name = "paged_prefill";
+        }
+        return kernel;
+    };
     match &node.op {
         Op::Linear { parts, k, epilogue } => {
             kernel.block_m = BLOCK_M;

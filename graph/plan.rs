@@ -266,10 +266,9 @@ fn program(
                 None => bounds,
             };
             let graph = &graph;
-            segment
-                .steps
-                .clone()
-                .map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization))
+            segment.steps.clone().map(move |at| {
+                kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization, name == "decode")
+            })
         })
         .collect();
     // The vision tower writes its rows where they wait for the decoder.

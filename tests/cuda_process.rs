@@ -14,7 +14,7 @@ use random_checkpoint::{Format, Size};
 use serde_json::Value;
 
 /// Times that a child tries to load and answer.
-const TRIES: usize = 30;
+const TRIES: usize = 60;
 
 fn options() -> EngineOptions {
     EngineOptions { target: Target::Cuda(0), context_tokens: Some(192), ..EngineOptions::default() }
@@ -101,7 +101,7 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
     // Each try gets further than the one before, until one comes to its end.
     for (kind, step, steps) in [
         ("alloc", 9, ["allocating pinned memory", "for the KV cache", "sending"]),
-        ("copy", 30, ["loading kernels", "sending model.", "sampling"]),
+        ("copy", 7, ["loading kernels", "sending model.", "sampling|sending inputs"]),
         ("launch", 17, ["repacking", "prefill step", "replayed as a graph"]),
         ("module", 2, ["loading", "loading", "loading"]),
     ] {
@@ -115,7 +115,8 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
             assert!(error.starts_with("CUDA: "), "{kind}: {error}");
         }
         for step in steps {
-            assert!(failed.iter().any(|e| e.contains(step)), "{kind}: none at {step}: {failed:#?}");
+            let at = |e: &&str| step.split('|').any(|step| e.contains(step));
+            assert!(failed.iter().any(at), "{kind}: none at {step}: {failed:#?}");
         }
         assert!(lines.contains(answer), "{kind}: {lines:?}");
         assert!(

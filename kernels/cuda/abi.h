@@ -123,20 +123,22 @@ struct QwenvlAttention {
     float scale_log2;     // log2(e) / sqrt(head_dim)
 };
 
-#define QWENVL_DECODE_FOLD 16  // partial results that are joined at a time
+#define QWENVL_DECODE_TOKENS 256  // least tokens of a split, a multiple of the page
+#define QWENVL_DECODE_SPLITS 64   // most splits of a sequence
 
 struct QwenvlDecodeAttention {
     const void *q;  // [n_seqs, ldq]
     void *out;      // [n_seqs, ldo]
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
-    float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
-    unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
+    float *partials;         // [n_seqs, kv_heads, slots, group, head_dim], then as many [2]
+    unsigned int *arrivals;  // [n_seqs, kv_heads], zero before and after
     struct QwenvlKv kv;
     unsigned int n_seqs;
     unsigned int group;  // query heads of a key head, at most 8
     unsigned int ldq, ldo;
-    unsigned int max_chunks;  // of the longest context; max_supers = ceil(max_chunks / QWENVL_DECODE_FOLD)
+    unsigned int max_splits;  // of any length: part of the order of sums
+    unsigned int slots;       // splits of the longest context
     float scale_log2;
 };
 
@@ -213,7 +215,7 @@ struct QwenvlSampleRow {
     unsigned int top_k;        // 0: all
 };
 
-#define QWENVL_SAMPLE_SLICE 4096  // logits of one block of argmax
+#define QWENVL_SAMPLE_SLICE 1024  // logits of one block of argmax
 #define QWENVL_NO_TOKEN 0xffffffffu
 
 struct QwenvlSample {

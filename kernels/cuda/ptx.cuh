@@ -13,6 +13,20 @@ __device__ __forceinline__ u32 shared_address(const void *p) { return static_cas
 // No instruction: the compiler moves no memory access across.
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
 
+// No instruction: the compiler takes the result for a new number, so that nothing that follows from it is worked out
+// before and held in registers.
+__device__ __forceinline__ u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// Read again each time: it takes no register in between.
+__device__ __forceinline__ u32 lane() {
+    u32 lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
 // A cache policy for data that is read once.
 __device__ __forceinline__ u64 evict_first() {
     u64 policy;
@@ -35,6 +49,15 @@ template <int N> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// 16 bytes of global memory, past L1.
+__device__ __forceinline__ uint4 load16_global(const void *from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
 // 16 bytes of shared memory in one piece: the compiler may load a part of them again by itself, across banks.
 __device__ __forceinline__ uint4 load16(u32 from) {
     uint4 v;

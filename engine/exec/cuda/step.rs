@@ -265,7 +265,7 @@ impl Steps<'_> {
                         n_seqs: call.n_sequences,
                         page_table: call.page_table,
                         max_keys: self.plan.options.context_tokens,
-                        chunk_tokens: cuda::DECODE_CHUNK_TOKENS,
+                        max_splits: cuda::decode_splits(heads.n_kv_heads, self.multiprocessors),
                         partials: self.addresses.of(|w| &w.attention),
                         arrivals: self.addresses.of(|w| &w.arrivals),
                     };
