@@ -142,12 +142,14 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 /// Numbers in -1..1.
-fn floats(len: usize) -> Vec<f32> {
-    noise(len).into_iter().map(|b| f32::from(b) / 128.0 - 1.0).collect()
+fn floats(len: usize) -> Aligned<f32> {
+    let mut floats = Aligned::zeroed(len);
+    floats.iter_mut().zip(noise(len)).for_each(|(x, b)| *x = f32::from(b) / 128.0 - 1.0);
+    floats
 }
 
 fn half_bytes(len: usize) -> Vec<u8> {
-    floats(len).into_iter().flat_map(|x| half::f16::from_f32(x / 16.0).to_le_bytes()).collect()
+    floats(len).iter().flat_map(|x| half::f16::from_f32(x / 16.0).to_le_bytes()).collect()
 }
 
 /// f16 weights: the vision tower, and the head of the language model.

@@ -126,8 +126,8 @@ pub enum Quantization {
     None,
     /// AutoAWQ "gemm": 4 bit, a scale and a zero point for each group of input channels.
     Awq {
-        /// Input channels that share a scale.
-        group_size: usize,
+        /// Input channels that share a scale; `None` for one group in all.
+        group_size: Option<usize>,
     },
     /// AutoGPTQ.
     Gptq {
@@ -137,12 +137,24 @@ pub enum Quantization {
         group_size: Option<usize>,
         /// Whether groups are assigned by activation order.
         desc_act: bool,
+        /// Whether all zero points are in the middle of the codes.
+        sym: bool,
         /// Whether stored zero points lack the minus one (`checkpoint_format: gptq_v2`).
         v2: bool,
     },
 }
 
 impl Quantization {
+    /// Inputs that share a scale in the files of a layer with `k`; the last group may have fewer.
+    pub fn group(self, k: usize) -> usize {
+        match self {
+            Quantization::Awq { group_size } | Quantization::Gptq { group_size, .. } => {
+                group_size.unwrap_or(k).min(k).max(1)
+            }
+            Quantization::None => k,
+        }
+    }
+
     /// The name by which users know the format: `BF16`-like formats are named by their dtype.
     pub fn name(&self) -> &'static str {
         match self {
@@ -369,8 +381,7 @@ fn quantization(root: &Section, nested: Option<&Section>) -> Result<Quantization
             if q.bool("zero_point")? == Some(false) {
                 return Err(q.error("zero_point", false, "true"));
             }
-            let group_size = group.ok_or_else(|| q.error("group_size", -1, "a positive multiple of 8 for awq"))?;
-            Ok(Quantization::Awq { group_size })
+            Ok(Quantization::Awq { group_size: group })
         }
         "gptq" => {
             let bits = match bits {
@@ -383,7 +394,8 @@ fn quantization(root: &Section, nested: Option<&Section>) -> Result<Quantization
                 Some("gptq_v2") => true,
                 Some(other) => return Err(q.error("checkpoint_format", other, "gptq or gptq_v2")),
             };
-            Ok(Quantization::Gptq { bits, group_size: group, desc_act: q.bool("desc_act")?.unwrap_or(false), v2 })
+            let (desc_act, sym) = (q.bool("desc_act")?.unwrap_or(false), q.bool("sym")?.unwrap_or(true));
+            Ok(Quantization::Gptq { bits, group_size: group, desc_act, sym, v2 })
         }
         other => Err(q.error(
             "quant_method",

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::builder::{Graph, WeightId, WeightKind};
+use crate::builder::{self, Graph, WeightId};
 use crate::config::{ModelConfig, Quantization};
 use crate::dtype::DType;
 use crate::op::Op;
@@ -15,17 +15,15 @@ pub const RECORD: usize = 128;
 /// Outputs of a strip: what a block of threads works on.
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
-pub const SAMPLE_SLICE: usize = 4096;
+pub const SAMPLE_SLICE: usize = 1024;
 /// Words of u32 of the parameters of a row of the sampler.
 pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
 pub const SMALL_ROWS: usize = 64;
-/// Keys of a decode attention task, from an absolute multiple of this on. Part of the numeric contract. By the
-/// simulator's model 256 is ahead of 128 for the heads of all three models, from 512 to 30,720 keys (7B at 6,144:
-/// 14.1 and 22.5 µs).
-pub const DECODE_CHUNK_TOKENS: usize = 256;
-/// Decode attention folds the results of this many chunks, then the folds.
-pub const DECODE_SUPER_CHUNKS: usize = 16;
+/// Least keys of a split of decode attention.
+pub const DECODE_SPLIT_TOKENS: usize = 256;
+/// Most splits of a sequence in decode attention.
+pub const DECODE_SPLITS: usize = 64;
 /// Query rows of a prefill or vision attention task.
 pub const ATTENTION_ROWS: usize = 128;
 /// Batch sizes that decode graphs are made for, up to the plan's own.
@@ -33,20 +31,102 @@ pub const BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Patches that run at a time through the row-by-row steps of the vision tower.
 pub const TILE_PATCHES: usize = 8192;
 
-/// Bytes of a matrix on the device: whole records.
-pub fn matrix_bytes(n: usize, k: usize, format: WeightFormat) -> u64 {
-    let record = match format {
-        WeightFormat::Int4 { .. } => 8512,
-        WeightFormat::Int8 { .. } => 16640,
-        WeightFormat::Dense(_) => 32768,
-    };
-    (n.div_ceil(RECORD) * k.div_ceil(RECORD)) as u64 * record
+/// How a matrix lies in records. Groups of inputs have a scale for each output, and but for [`WeightKind::Int8`] a zero
+/// point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// 4 bits, groups of 128 inputs.
+    Int4,
+    /// 4 bits, groups of 64.
+    Int4G64,
+    /// 4 bits, groups of 32.
+    Int4G32,
+    /// 8 bits around 128, groups of 128.
+    Int8,
+    /// 8 bits, groups of 32.
+    Int8G32,
+    /// The type of the activations.
+    Dense,
+    /// The other 16-bit type, rounded to that of the activations when it is used: a head that is also the table.
+    Cast,
+}
+
+impl WeightKind {
+    /// Inputs of a scale.
+    pub const fn group(self) -> usize {
+        match self {
+            WeightKind::Int4G32 | WeightKind::Int8G32 => 32,
+            WeightKind::Int4G64 => 64,
+            WeightKind::Int4 | WeightKind::Int8 | WeightKind::Dense | WeightKind::Cast => RECORD,
+        }
+    }
+
+    /// Bits of a weight.
+    pub const fn bits(self) -> u32 {
+        match self {
+            WeightKind::Int4 | WeightKind::Int4G64 | WeightKind::Int4G32 => 4,
+            WeightKind::Int8 | WeightKind::Int8G32 => 8,
+            WeightKind::Dense | WeightKind::Cast => 16,
+        }
+    }
+
+    /// Bytes of a record of 128 x 128 weights.
+    pub const fn record_bytes(self) -> usize {
+        let groups = RECORD / self.group();
+        match self {
+            WeightKind::Int4 | WeightKind::Int4G64 | WeightKind::Int4G32 => 8192 + groups * (256 + 64),
+            WeightKind::Int8 => 16384 + 256,
+            WeightKind::Int8G32 => 16384 + groups * (256 + 128),
+            WeightKind::Dense | WeightKind::Cast => 32768,
+        }
+    }
+
+    /// Bytes of a matrix `[n, k]` in records.
+    pub const fn matrix_bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(RECORD) * k.div_ceil(RECORD) * self.record_bytes()
+    }
+
+    /// The kind and the places along k in which groups of inputs, as many as `groups` says in each, take the fewest
+    /// bytes. Each group starts at a multiple of [`WeightKind::group`].
+    pub fn of_groups(
+        bits: u32,
+        is_symmetric: bool,
+        groups: impl Iterator<Item = usize> + Clone,
+    ) -> (WeightKind, usize) {
+        let kinds: &[WeightKind] = match (bits, is_symmetric) {
+            (4, _) => &[WeightKind::Int4, WeightKind::Int4G64, WeightKind::Int4G32],
+            (_, true) => &[WeightKind::Int8, WeightKind::Int8G32],
+            (_, false) => &[WeightKind::Int8G32],
+        };
+        let places = |kind: WeightKind| {
+            let end = groups.clone().fold(0usize, |at, inputs| at.next_multiple_of(kind.group()) + inputs);
+            (kind, end.next_multiple_of(8))
+        };
+        let laid_out = kinds.iter().map(|kind| places(*kind));
+        laid_out.min_by_key(|(kind, places)| kind.matrix_bytes(1, *places)).expect("a kind for every width")
+    }
+
+    /// The kind and the places of a quantised layer with `k` inputs, as the configuration has it.
+    pub fn planned(quantization: Quantization, k: usize) -> (WeightKind, usize) {
+        let (bits, is_symmetric) = match quantization {
+            Quantization::Gptq { bits, sym, .. } => (bits, sym),
+            Quantization::Awq { .. } | Quantization::None => (4, false),
+        };
+        let group = quantization.group(k);
+        WeightKind::of_groups(bits, is_symmetric, (0..k).step_by(group).map(|first| group.min(k - first)))
+    }
 }
 
 /// Equal runs of (strip, record along k) units that a linear layer is cut into: one for each
 /// multiprocessor, fixed for the device so that sums do not depend on the batch.
 pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
+}
+
+/// Splits of a long sequence in decode attention: one sequence fills the device with two blocks for each
+/// multiprocessor. Part of the numeric contract.
+pub fn decode_splits(kv_heads: usize, multiprocessors: usize) -> usize {
+    (2 * multiprocessors / kv_heads).clamp(1, DECODE_SPLITS)
 }
 
 /// Whether the norm at `step` can be the prologue of the linear layer after it: only that reads the norm, and what
@@ -137,19 +217,20 @@ impl Workspace {
             + slices * (4 + 8)
             + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads
             + 64;
-        let chunks = options.context_tokens.div_ceil(DECODE_CHUNK_TOKENS);
-        let supers = chunks.div_ceil(DECODE_SUPER_CHUNKS);
+        let splits = options.context_tokens.div_ceil(DECODE_SPLIT_TOKENS);
+        let splits = splits.min(decode_splits(kv_heads, multiprocessors));
         let strips = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
             Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>().div_ceil(STRIP)),
             _ => None,
         });
         let strips = strips.max().unwrap_or(0);
-        let sorts = sorts_inputs(config.quantization);
-        let largest_k = graphs[1].nodes.iter().filter_map(|node| match &node.op {
-            Op::Linear { k, .. } => Some(*k),
+        let places = graphs[1].nodes.iter().filter_map(|node| match &node.op {
+            Op::Linear { parts, k, .. } if is_quantised(graphs[1], parts[0].weight) => {
+                let sorts = sorts_inputs(config.quantization, *k);
+                sorts.then(|| WeightKind::planned(config.quantization, *k).1)
+            }
             _ => None,
         });
-        let largest_k = largest_k.max().unwrap_or(0);
         Workspace {
             mrope: take(options.context_tokens * t.head_dim() / 2 * 8),
             vision_rope: take(max_side_patches(options.max_patches) * v.head_dim() / 4 * 8),
@@ -160,64 +241,89 @@ impl Workspace {
             inputs: take(4 * words.max(vision_words)),
             // A run has at most two parts of strips that others share.
             partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
-            attention: take(options.max_seqs * heads * chunks * (t.head_dim() + 2) * 4),
-            arrivals: take(4 * strips.max(options.max_seqs * kv_heads * (supers + 1))),
+            attention: take(options.max_seqs * heads * splits * (t.head_dim() + 2) * 4),
+            arrivals: take(4 * strips.max(options.max_seqs * kv_heads)),
             sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
             scores: take(options.max_seqs * t.vocab_size * 4),
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
             tokens: take(options.max_seqs * 4),
-            sorted: take(if sorts { chunk.max(options.max_seqs) * largest_k * 2 } else { 0 }),
+            sorted: take(Workspace::sorted_bytes(options, places.max().unwrap_or(0))),
             total_bytes: at,
         }
     }
+
+    /// Bytes of the sorted inputs of a layer with so many places.
+    fn sorted_bytes(options: &PlanOptions, places: usize) -> usize {
+        options.prefill_chunk_tokens.min(options.context_tokens).max(options.max_seqs) * places * 2
+    }
+
+    /// Makes room for the sorted inputs of a layer with so many places. Returns the bytes that are added.
+    pub fn widen_sorted(&mut self, options: &PlanOptions, places: usize) -> u64 {
+        let (before, bytes) = (self.total_bytes, Workspace::sorted_bytes(options, places) as u64);
+        // The last part.
+        self.sorted.end = self.sorted.end.max(self.sorted.start + bytes);
+        self.total_bytes = before.max(self.sorted.end.next_multiple_of(crate::memory::ALIGN_BYTES));
+        self.total_bytes - before
+    }
 }
 
-/// Whether layers may take their inputs in another order: that of their groups.
-pub fn sorts_inputs(quantization: Quantization) -> bool {
-    matches!(quantization, Quantization::Gptq { desc_act: true, .. })
+/// Whether layers with `k` inputs take them in another order: that of their groups, or with gaps between them.
+pub fn sorts_inputs(quantization: Quantization, k: usize) -> bool {
+    let is_ordered = !matches!(quantization, Quantization::Gptq { desc_act: true, .. });
+    !is_ordered || WeightKind::planned(quantization, k).1 != k
 }
 
-/// Whether the head's records serve as the embedding table: where both are one matrix, and the file has it in
-/// the activations' type, so that no embedding is rounded.
-pub fn shares_table(graph: &Graph, table: WeightId, activation: DType) -> bool {
+fn is_quantised(graph: &Graph, weight: WeightId) -> bool {
+    let kind = graph.weight(weight).kind;
+    !matches!(kind, builder::WeightKind::Matrix { format: WeightFormat::Dense(_), .. })
+}
+
+/// Whether the head's records serve as the embedding table: where both are one matrix of a 16-bit type. They keep
+/// that type, so that no embedding is rounded.
+pub fn shares_table(graph: &Graph, table: WeightId) -> bool {
     let is_same =
         |op: &Op| matches!(op, Op::Linear { parts, .. } if parts.len() == 1 && parts[0].weight == table);
-    let WeightKind::Matrix { format, .. } = graph.weight(table).kind else { return false };
-    format == WeightFormat::Dense(activation) && graph.nodes.iter().any(|node| is_same(&node.op))
+    let builder::WeightKind::Matrix { format, .. } = graph.weight(table).kind else { return false };
+    matches!(format, WeightFormat::Dense(DType::BF16 | DType::F16))
+        && graph.nodes.iter().any(|node| is_same(&node.op))
+}
+
+/// Bytes of a quantised layer with `n` outputs and the order of its inputs, if it is sorted.
+pub fn layer_bytes(kind: WeightKind, n: usize, places: usize, is_sorted: bool) -> u64 {
+    kind.matrix_bytes(n, places) as u64 + if is_sorted { words_bytes(places) } else { 0 }
+}
+
+/// Bytes of so many words, up to where the next tensor may start.
+fn words_bytes(n: usize) -> u64 {
+    (4 * n as u64).next_multiple_of(16)
 }
 
 /// Bytes of all weights of `graphs` on the device: matrices in records, vectors in f32, the embedding table by rows
 /// unless [`shares_table`] holds, where [`sorts_inputs`] the order of inputs, and room for biases that files of GPTQ
 /// may have beside the model's.
-pub fn weights_bytes(graphs: [&Graph; 2], activation: DType, quantization: Quantization) -> u64 {
-    graphs.iter().map(|graph| graph_bytes(graph, activation, quantization)).sum()
+pub fn weights_bytes(graphs: [&Graph; 2], quantization: Quantization) -> u64 {
+    graphs.iter().map(|graph| graph_bytes(graph, quantization)).sum()
 }
 
-fn graph_bytes(graph: &Graph, activation: DType, quantization: Quantization) -> u64 {
-    let weight = |id: WeightId| graph.weight(id).kind;
+fn graph_bytes(graph: &Graph, quantization: Quantization) -> u64 {
     let matrices = graph.nodes.iter().map(|node| match &node.op {
         Op::Linear { parts, k, .. } => {
             let n: usize = parts.iter().map(|p| p.n).sum();
-            match weight(parts[0].weight) {
-                WeightKind::Matrix { format: format @ WeightFormat::Dense(_), .. } => {
-                    matrix_bytes(n, *k, format)
-                }
-                WeightKind::Matrix { format, .. } => {
-                    let words = |n: usize| (4 * n as u64).next_multiple_of(16);
-                    let order = if sorts_inputs(quantization) { words(*k) } else { 0 };
-                    // Files of GPTQ may have biases that the model does not.
-                    let is_gptq = matches!(quantization, Quantization::Gptq { .. });
-                    matrix_bytes(n, *k, format) + order + if is_gptq { words(n) } else { 0 }
-                }
-                WeightKind::Vector { .. } => 0,
+            if !is_quantised(graph, parts[0].weight) {
+                return WeightKind::Dense.matrix_bytes(n, *k) as u64;
             }
+            let (kind, places) = WeightKind::planned(quantization, *k);
+            // Files of GPTQ may have biases that the model does not.
+            let is_gptq = matches!(quantization, Quantization::Gptq { .. });
+            layer_bytes(kind, n, places, sorts_inputs(quantization, *k))
+                + if is_gptq { words_bytes(n) } else { 0 }
         }
-        Op::Embed { table } if !shares_table(graph, *table, activation) => graph.weight(*table).bytes(),
+        Op::Embed { table } if !shares_table(graph, *table) => graph.weight(*table).bytes(),
         _ => 0,
     });
     let vectors = graph.weights.iter().map(|w| match w.kind {
-        WeightKind::Vector { len, .. } => (4 * len as u64).next_multiple_of(16),
-        WeightKind::Matrix { .. } => 0,
+        builder::WeightKind::Vector { len, .. } => words_bytes(len),
+        builder::WeightKind::Matrix { .. } => 0,
     });
     matrices.chain(vectors).sum()
 }

@@ -172,9 +172,10 @@ impl Plan {
 fn other_formats(config: &ModelConfig) -> Vec<(&'static str, ModelConfig)> {
     // The published quantised 72B pads its MLP to a multiple of 256.
     let padded = config.text.intermediate_size.next_multiple_of(256);
-    let gptq = |bits| Quantization::Gptq { bits, group_size: Some(128), desc_act: false, v2: false };
+    let gptq =
+        |bits| Quantization::Gptq { bits, group_size: Some(128), desc_act: false, sym: true, v2: false };
     let formats = [
-        ("AWQ", Quantization::Awq { group_size: 128 }),
+        ("AWQ", Quantization::Awq { group_size: Some(128) }),
         ("GPTQ-Int4", gptq(4)),
         ("GPTQ-Int8", gptq(8)),
         ("BF16", Quantization::None),

@@ -2,6 +2,7 @@
 
 use crate::builder::{Graph, Node, ValueId, WeightKind};
 use crate::config::Quantization;
+use crate::cuda;
 use crate::device::{Device, DeviceKind};
 use crate::op::{Epilogue, Op};
 use crate::shape::Sizes;
@@ -16,8 +17,8 @@ pub const ATTENTION_ROWS: usize = 96;
 /// Inputs after which a dense dot product on the CPU folds its partial sums. Part of the numeric
 /// contract: changing it changes the bits of every result.
 pub const DENSE_K_BLOCK: usize = 256;
-/// Rows of the input that a dense linear layer on the CPU packs at a time.
-pub const DENSE_PACKED_ROWS: usize = 12;
+/// Most outputs whose weights a dense linear layer on the CPU packs together.
+pub const DENSE_PANEL: usize = 8;
 /// Rows of a tile of a linear layer on the CPU.
 const BLOCK_M: usize = 192;
 /// Outputs of a tile of a linear layer on the CPU, unless the epilogue needs whole heads: wide where that
@@ -41,18 +42,29 @@ pub struct Kernel {
     pub thread_bytes: u64,
 }
 
-/// The kernel for `node`. On a GPU only the name is known until kernels are tuned there.
+/// The kernel for `node` of a program that `decodes` or not. On a GPU only the name is known until kernels are tuned there.
 pub(crate) fn choose(
     graph: &Graph,
     node: &Node,
     sizes: &Sizes,
     device: &Device,
     quantization: Quantization,
+    decodes: bool,
 ) -> Kernel {
-    let sorts = matches!(quantization, Quantization::Gptq { desc_act: true, .. });
+    let sorts = match (&node.op, device.kind) {
+        (Op::Linear { parts, k, .. }, DeviceKind::Cuda { .. }) => {
+            matrix_format(graph, parts[0].weight).group().is_some() && cuda::sorts_inputs(quantization, *k)
+        }
+        _ => matches!(quantization, Quantization::Gptq { desc_act: true, .. }),
+    };
     let mut kernel =
         Kernel { name: name(graph, node, sorts), block_m: 0, block_n: 0, shared_bytes: 0, thread_bytes: 0 };
-    let DeviceKind::Cpu { threads } = device.kind else { return kernel };
+    let DeviceKind::Cpu { threads } = device.kind else {
+        if matches!(node.op, Op::PagedAttention { .. }) && !decodes {
+            kernel.name = "paged_prefill";
+        }
+        return kernel;
+    };
     match &node.op {
         Op::Linear { parts, k, epilogue } => {
             kernel.block_m = BLOCK_M;
@@ -67,9 +79,9 @@ pub(crate) fn choose(
             let tile_bytes = (tiles * kernel.block_m * kernel.block_n * 4) as u64;
             let m = rows(graph, node.inputs[0], *k, sizes) as u64;
             match matrix_format(graph, parts[0].weight) {
-                // Converted weights of a block of inputs, and packed rows.
+                // Converted weights of a block of inputs.
                 WeightFormat::Dense(_) => {
-                    let floats = (kernel.block_n + DENSE_PACKED_ROWS) * DENSE_K_BLOCK;
+                    let floats = kernel.block_n.next_multiple_of(DENSE_PANEL) * DENSE_K_BLOCK;
                     kernel.thread_bytes = tile_bytes + 4 * floats as u64;
                 }
                 WeightFormat::Int4 { group } | WeightFormat::Int8 { group } => {

@@ -266,10 +266,9 @@ fn program(
                 None => bounds,
             };
             let graph = &graph;
-            segment
-                .steps
-                .clone()
-                .map(move |at| kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization))
+            segment.steps.clone().map(move |at| {
+                kernel::choose(graph, &graph.nodes[at], &sizes, device, quantization, name == "decode")
+            })
         })
         .collect();
     // The vision tower writes its rows where they wait for the decoder.
@@ -340,7 +339,7 @@ fn memory_use(
     let t = &config.text;
     let kv_bytes_per_token = 2 * (t.num_hidden_layers * t.kv_dim()) as u64 * kv_dtype.size_bytes();
     let pages = options.kv_pool_tokens.div_ceil(KV_PAGE_TOKENS) as u64;
-    let weights_bytes = programs[0].weights_bytes() + programs[1].weights_bytes();
+    let mut weights_bytes = programs[0].weights_bytes() + programs[1].weights_bytes();
     let workspace_bytes = match device.kind {
         DeviceKind::Cpu { threads } => {
             let kernels = || programs.iter().flat_map(|p| &p.kernels);
@@ -350,9 +349,10 @@ fn memory_use(
         }
         DeviceKind::Cuda { multiprocessors } => {
             let graphs = [&programs[0].graph, &programs[1].graph];
-            // What the device's layout adds to the weights of the files: whole records.
-            let padding =
-                cuda::weights_bytes(graphs, activation, config.quantization).saturating_sub(weights_bytes);
+            // What the device's layout adds to the weights of the files, whole records, or saves: zero points of 8 bits.
+            let on_device = cuda::weights_bytes(graphs, config.quantization);
+            weights_bytes = weights_bytes.min(on_device);
+            let padding = on_device - weights_bytes;
             padding + Workspace::new(config, options, graphs, multiprocessors).total_bytes
         }
     };

@@ -202,14 +202,15 @@ fn linear_tensors(linear: &Linear, quantization: Quantization, out: &mut Vec<Ten
     };
     match quantization {
         Quantization::None => push("weight", vec![n, k], StoredType::Float),
-        Quantization::Awq { group_size } => {
+        Quantization::Awq { .. } => {
             push("qweight", vec![k, n / 8], StoredType::Packed);
-            push("qzeros", vec![k / group_size, n / 8], StoredType::Packed);
-            push("scales", vec![k / group_size, n], StoredType::Float);
+            let groups = k / quantization.group(k);
+            push("qzeros", vec![groups, n / 8], StoredType::Packed);
+            push("scales", vec![groups, n], StoredType::Float);
         }
-        Quantization::Gptq { bits, group_size, .. } => {
+        Quantization::Gptq { bits, .. } => {
             let per_word = 32 / bits as usize;
-            let groups = k.div_ceil(group_size.unwrap_or(k));
+            let groups = k.div_ceil(quantization.group(k));
             push("qweight", vec![k / per_word, n], StoredType::Packed);
             push("qzeros", vec![groups, n / per_word], StoredType::Packed);
             push("scales", vec![groups, n], StoredType::Float);
@@ -229,20 +230,21 @@ fn quantised_format(config: &ModelConfig, n: usize, k: usize) -> Result<WeightFo
     };
     match config.quantization {
         Quantization::None => Ok(WeightFormat::Dense(config.dtype)),
-        Quantization::Awq { group_size } => {
-            if !n.is_multiple_of(8) || !k.is_multiple_of(group_size) {
+        Quantization::Awq { .. } => {
+            let group = config.quantization.group(k);
+            if !n.is_multiple_of(8) || !k.is_multiple_of(group) {
                 return Err(fail(format!(
-                    "outputs divisible by 8 and inputs divisible by group_size {group_size}"
+                    "outputs divisible by 8 and inputs divisible by group_size {group}"
                 )));
             }
-            Ok(WeightFormat::Int4 { group: group_size })
+            Ok(WeightFormat::Int4 { group: loaded_group(group, k) })
         }
-        Quantization::Gptq { bits, group_size, .. } => {
+        Quantization::Gptq { bits, .. } => {
             let per_word = 32 / bits as usize;
             if !n.is_multiple_of(per_word) || !k.is_multiple_of(per_word) {
                 return Err(fail(format!("inputs and outputs divisible by {per_word}")));
             }
-            let group = loaded_group(group_size.unwrap_or(k), k);
+            let group = loaded_group(config.quantization.group(k), k);
             Ok(if bits == 4 { WeightFormat::Int4 { group } } else { WeightFormat::Int8 { group } })
         }
     }

@@ -14,7 +14,7 @@ use random_checkpoint::{Format, Size};
 use serde_json::Value;
 
 /// Times that a child tries to load and answer.
-const TRIES: usize = 30;
+const TRIES: usize = 60;
 
 fn options() -> EngineOptions {
     EngineOptions { target: Target::Cuda(0), context_tokens: Some(192), ..EngineOptions::default() }
@@ -34,9 +34,14 @@ fn load_and_answer() -> Result<String> {
 /// Runs a test of this file, one that is ignored otherwise, in a process where the simulated driver fails as
 /// `faults` says. The lines that it printed for us.
 fn child(test: &str, faults: &str) -> Vec<String> {
+    child_with(test, faults, "0")
+}
+
+fn child_with(test: &str, faults: &str, blocking: &str) -> Vec<String> {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture"])
         .env("CUDASIM_FAIL", faults)
+        .env("CUDA_LAUNCH_BLOCKING", blocking)
         .env("CUDASIM_COUNTERS", "0")
         .output()
         .unwrap();
@@ -95,9 +100,9 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
     let answer = whole.iter().find(|l| l.starts_with("answered")).expect("answers without faults");
     // Each try gets further than the one before, until one comes to its end.
     for (kind, step, steps) in [
-        ("alloc", 9, ["allocating pinned memory", "for the arena", "sending"]),
-        ("copy", 23, ["loading kernels", "sending model.", "sending inputs"]),
-        ("launch", 17, ["repacking", "prefill step", "decode graph"]),
+        ("alloc", 9, ["allocating pinned memory", "for the KV cache", "sending"]),
+        ("copy", 7, ["loading kernels", "sending model.", "sampling|sending inputs"]),
+        ("launch", 17, ["repacking", "prefill step", "replayed as a graph"]),
         ("module", 2, ["loading", "loading", "loading"]),
     ] {
         let places = [1, 3].into_iter().chain((1..TRIES).map(|n| 4 + n * (n + 1) / 2 * step));
@@ -110,7 +115,8 @@ fn a_refused_call_is_an_error_with_its_step_and_the_next_load_answers() {
             assert!(error.starts_with("CUDA: "), "{kind}: {error}");
         }
         for step in steps {
-            assert!(failed.iter().any(|e| e.contains(step)), "{kind}: none at {step}: {failed:#?}");
+            let at = |e: &&str| step.split('|').any(|step| e.contains(step));
+            assert!(failed.iter().any(at), "{kind}: none at {step}: {failed:#?}");
         }
         assert!(lines.contains(answer), "{kind}: {lines:?}");
         assert!(
@@ -137,23 +143,97 @@ fn a_lost_context_or_device_is_an_error_with_its_step() {
     }
 }
 
+/// The first failure of a child at each of the launches around the first decode steps.
+fn first_failures(kind: &str, suffix: &str, blocking: &str) -> Vec<String> {
+    let first = |n: usize| {
+        let lines = child_with("tries_again_after_a_lost_context", &format!("{kind}:{n}{suffix}"), blocking);
+        failures(&lines).first().map(|e| e.to_string())
+    };
+    let found: Vec<String> = (80..170).step_by(15).filter_map(first).collect();
+    println!("{kind}{suffix}, blocking {blocking}: {found:#?}");
+    assert!(found.iter().all(|e| e.starts_with("CUDA: ")));
+    found
+}
+
+#[test]
+fn a_failure_in_a_decode_graph_names_the_step() {
+    if is_real() {
+        return;
+    }
+    let some = |found: &[String], parts: &[&str]| {
+        let all = |e: &String| parts.iter().all(|part| e.contains(part));
+        assert!(found.iter().any(all), "none with {parts:?}: {found:#?}");
+    };
+    // Refused for good: the steps run one at a time up to the first that is refused.
+    some(&first_failures("launch", "+", "0"), &["decode step 0, embed", "launching embed"]);
+    // Refused once.
+    some(&first_failures("launch", "", "0"), &["decode steps 0 to", "one at a time they all ran"]);
+    // A kernel that fails behind the calls: one of those under way, or with the user's help the one.
+    let under_way = ["hit by one of the steps", "decode step 0 to", "CUDA_LAUNCH_BLOCKING=1"];
+    some(&first_failures("sticky", "", "0"), &under_way);
+    let named = first_failures("sticky", "", "1");
+    for error in &named {
+        let step = error.split("hit by ").nth(1).expect("whose fault it was");
+        assert!(error.starts_with(&format!("CUDA: {step}")), "one step: {error}");
+    }
+    some(&named, &["decode step"]);
+}
+
+/// Changes groups and zero points of a checkpoint of 8 bits.
+fn uneven_groups(dir: &std::path::Path) {
+    let path = dir.join("model.safetensors");
+    let mut file = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let parsed: Value = serde_json::from_slice(&file[8..header]).unwrap();
+    for (name, tensor) in parsed.as_object().unwrap() {
+        let at = |i: usize| header + tensor["data_offsets"][i].as_u64().unwrap_or(0) as usize;
+        if name.ends_with(".qzeros") {
+            file[at(0)] = 3;
+        } else if name.ends_with(".g_idx") {
+            let words = file[at(0)..at(1)].as_chunks_mut::<4>().0;
+            words.iter_mut().enumerate().for_each(|(i, word)| *word = u32::from(i % 5 == 0).to_le_bytes());
+        }
+    }
+    std::fs::write(&path, file).unwrap();
+}
+
 #[test]
 #[ignore = "a child of the tests here"]
 fn holds_what_its_plan_states() {
     let context = CudaContext::new(0).unwrap();
     let free = || context.mem_get_info().unwrap().0 as u64;
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = random_checkpoint::config_json(Size::Tiny, Format::Bf16);
-    config["tie_word_embeddings"] = true.into();
-    random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
-        .unwrap();
-    std::fs::copy(common::path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json"))
-        .unwrap();
-    let open = || Checkpoint::open(dir.path()).unwrap();
-    let cases: [(&dyn Fn() -> Checkpoint, EngineOptions); 3] = [
+    let random = |format, key: &str, value: Value| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = random_checkpoint::config_json(Size::Tiny, format);
+        config["tie_word_embeddings"] = true.into();
+        if format != Format::Bf16 {
+            config["quantization_config"][key] = value;
+        }
+        random_checkpoint::write(dir.path(), &config, &random_checkpoint::Options::default(), &mut |_| {})
+            .unwrap();
+        std::fs::copy(common::path("engine/tiny_model/tokenizer.json"), dir.path().join("tokenizer.json"))
+            .unwrap();
+        dir
+    };
+    let dirs = [
+        random(Format::Bf16, "", Value::Null),
+        random(Format::Awq, "group_size", 32.into()),
+        random(Format::GptqInt4, "group_size", 24.into()),
+        random(Format::GptqInt8, "sym", false.into()),
+    ];
+    // Says that groups are even and zero points in the middle, but they are not.
+    let uneven = random(Format::GptqInt8, "desc_act", true.into());
+    uneven_groups(uneven.path());
+    let [bf16, awq, gptq4, gptq8] = &dirs.each_ref().map(|dir| || Checkpoint::open(dir.path()).unwrap());
+    let uneven = || Checkpoint::open(uneven.path()).unwrap();
+    let cases: [(&dyn Fn() -> Checkpoint, EngineOptions); 7] = [
         (&|| Checkpoint::tiny().unwrap(), options()),
         (&|| Checkpoint::tiny().unwrap(), EngineOptions { max_seqs: 9, activation: DType::F16, ..options() }),
-        (&open, EngineOptions { context_tokens: Some(1000), ..options() }),
+        (bf16, EngineOptions { context_tokens: Some(1000), ..options() }),
+        (awq, options()),
+        (gptq4, options()),
+        (gptq8, options()),
+        (&uneven, options()),
     ];
     for (open, options) in cases {
         let before = free();
@@ -169,7 +249,7 @@ fn holds_what_its_plan_states() {
 #[test]
 fn the_device_holds_what_the_plan_states() {
     let lines = child("holds_what_its_plan_states", "");
-    assert_eq!(lines.len(), 3);
+    assert_eq!(lines.len(), 7);
     for line in lines {
         println!("planned, held after load, after an answer: {line}");
         let bytes: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();

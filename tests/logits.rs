@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::harness::{self, Harness, Input};
 use common::samples::Sample;
 use common::{crc32, path, tolerance};
-use qwenvl::graph::{Device, ModelConfig};
+use qwenvl::graph::ModelConfig;
 use qwenvl::prompt::{Content, ImageInput, Part};
 use qwenvl::{Checkpoint, EngineOptions, Frontend, Target};
 use safetensors::{Dtype, SafeTensors};
@@ -133,15 +133,8 @@ impl Model {
             ..EngineOptions::default()
         };
         let checkpoint = Arc::clone(&self.checkpoint);
-        #[cfg(feature = "cuda")]
-        if is_cuda() {
-            let device = qwenvl::exec::cuda::device(0).unwrap();
-            let plan = harness::plan(&checkpoint, &self.frontend, device, &options, edit);
-            return Harness::cuda(checkpoint, &self.frontend, plan);
-        }
-        let device = Device::cpu(2, 0, 0.0, 0.0);
-        let plan = harness::plan(&checkpoint, &self.frontend, device, &options, edit);
-        Harness::cpu(checkpoint, &self.frontend, plan)
+        let executor = harness::executor(checkpoint, &self.frontend, &options, edit);
+        Harness::new(executor, self.frontend.normalize())
     }
 
     /// The logits of all samples, each alone.

@@ -6,11 +6,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use common::harness::{Harness, Input};
 use common::samples::samples;
 use common::{json, path};
-use qwenvl::{Checkpoint, Engine, EngineOptions, Event, Request};
+use qwenvl::exec::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall, Watch};
+use qwenvl::graph::Plan;
+use qwenvl::{Checkpoint, Engine, EngineOptions, Event, Frontend, Request, Result};
 use random_checkpoint::{Format, Size};
 use serde_json::Value;
 
@@ -96,6 +99,92 @@ fn decoding_takes_no_memory_but_for_the_text_of_each_token() {
                 assert_eq!(taken, texts, "token {token} of {} at once", requests.len());
             }
         }
+    }
+}
+
+/// An executor that notes what each call took.
+struct Counted {
+    executor: Box<dyn Executor>,
+    calls: Arc<Mutex<Vec<(&'static str, usize)>>>,
+}
+
+impl Counted {
+    fn count<T>(&mut self, name: &'static str, call: impl FnOnce(&mut dyn Executor) -> T) -> T {
+        let before = TAKEN.load(Ordering::Relaxed);
+        let result = call(self.executor.as_mut());
+        let taken = TAKEN.load(Ordering::Relaxed) - before;
+        self.calls.lock().unwrap().push((name, taken));
+        result
+    }
+}
+
+impl Executor for Counted {
+    fn plan(&self) -> &Plan {
+        self.executor.plan()
+    }
+
+    fn encode(&mut self, call: &VisionCall) -> Result<()> {
+        self.count("encode", |executor| executor.encode(call))
+    }
+
+    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {
+        let name = if phase == Phase::Prefill { "prefill" } else { "decode" };
+        self.count(name, |executor| executor.forward(phase, call))
+    }
+
+    fn sample(
+        &mut self,
+        rows: &mut dyn ExactSizeIterator<Item = SampleRow<'_>>,
+        tokens: &mut Vec<Result<u32>>,
+    ) -> Result<()> {
+        self.executor.sample(rows, tokens)
+    }
+
+    fn logits(&mut self) -> Result<&[f32]> {
+        self.executor.logits()
+    }
+
+    fn watch(&mut self, watch: Option<Watch>) {
+        self.executor.watch(watch);
+    }
+
+    fn measure(&mut self) -> Peaks {
+        self.executor.measure()
+    }
+}
+
+#[test]
+fn an_executor_takes_no_memory_after_it_is_bound() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let samples: Vec<_> = samples().into_iter().take(4).collect();
+    let bf16 = || Checkpoint::open(&path("tests/data/tiny-bf16")).unwrap();
+    // The first finds the functions of the driver, once in a process, as they are first called.
+    for (checkpoint, counts) in
+        [(Checkpoint::tiny().unwrap(), false), (Checkpoint::tiny().unwrap(), true), (bf16(), true)]
+    {
+        let checkpoint = Arc::new(checkpoint);
+        let frontend = Frontend::new(&checkpoint).unwrap();
+        let options = EngineOptions {
+            context_tokens: Some(256),
+            max_seqs: 4,
+            max_visual_tokens: Some(512),
+            ..EngineOptions::default()
+        };
+        let executor = common::harness::executor(checkpoint, &frontend, &options, |_| {});
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let counted = Counted { executor, calls: Arc::clone(&calls) };
+        let mut harness = Harness::new(Box::new(counted), frontend.normalize());
+        let prompts: Vec<_> = samples.iter().map(|s| frontend.prepare(&s.request).unwrap()).collect();
+        let inputs: Vec<_> = prompts.iter().map(|prompt| Input { prompt, forced: &[7, 8, 9] }).collect();
+        // The first time too, and calls of other sizes.
+        for chunk in [512, 61] {
+            harness.logits(&inputs, chunk);
+        }
+        let calls = std::mem::take(&mut *calls.lock().unwrap());
+        for name in ["encode", "prefill", "decode"] {
+            assert!(calls.iter().any(|(call, _)| *call == name), "{name} runs");
+        }
+        assert!(!counts || calls.iter().all(|(_, taken)| *taken == 0), "{calls:?}");
     }
 }
 

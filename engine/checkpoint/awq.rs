@@ -108,13 +108,14 @@ impl Checkpoint {
     /// [`Error::Tensor`] if a part is missing or has another shape or type than `linear` asks for,
     /// [`Error::Unsupported`] if `linear` is not a 4-bit layer.
     pub fn awq_linear(&self, linear: &Linear) -> Result<AwqLinear<'_>> {
-        let WeightFormat::Int4 { group } = linear.format else {
+        let WeightFormat::Int4 { .. } = linear.format else {
             return Err(Error::Unsupported {
                 what: format!("reading {} as AWQ", linear.name),
                 help: format!("it is stored as {}", linear.format.name()),
             });
         };
         let (n, k) = (linear.n, linear.k);
+        let group = self.config.quantization.group(k);
         let part = |suffix: &str, shape: &[usize], dtype| self.part(&linear.name, suffix, shape, dtype);
         let qweight = part("qweight", &[k, n / 8], DType::I32)?;
         let qzeros = part("qzeros", &[k / group, n / 8], DType::I32)?;

@@ -111,14 +111,14 @@ impl Checkpoint {
     /// if `g_idx` names a group that is not there, or assigns inputs out of order although the
     /// configuration says `desc_act` false; [`Error::Unsupported`] if the checkpoint is not GPTQ.
     pub fn gptq_linear(&self, linear: &Linear) -> Result<GptqLinear<'_>> {
-        let Quantization::Gptq { bits, group_size, desc_act, v2 } = self.config.quantization else {
+        let Quantization::Gptq { bits, desc_act, v2, .. } = self.config.quantization else {
             return Err(Error::Unsupported {
                 what: format!("reading {} as GPTQ", linear.name),
                 help: format!("the checkpoint is {}", self.config.format_name()),
             });
         };
         let (n, k, per_word) = (linear.n, linear.k, 32 / bits as usize);
-        let group = group_size.unwrap_or(k);
+        let group = self.config.quantization.group(k);
         let groups = k.div_ceil(group);
         let part = |suffix: &str, shape: &[usize], dtype| self.part(&linear.name, suffix, shape, dtype);
         let qweight = part("qweight", &[k / per_word, n], DType::I32)?;

@@ -1,7 +1,7 @@
 //! From an encoded picture to 8-bit RGB.
 //!
 //! The colour policy is that of qwen-vl-utils 0.0.14 with Pillow 13.0.0: what Pillow opens as mode
-//! RGBA is laid over white, everything else goes through `convert("RGB")`. `tests/vision.rs`
+//! RGBA is laid over white, everything else goes through `convert("RGB")`. `tests/vision/`
 //! checks it on files whose pixels Pillow has decoded (`tools/golden/pillow_decode.py`). So:
 //!
 //! * EXIF orientation is ignored unless it is asked for ([`decode_oriented`]), and colour profiles and
@@ -22,10 +22,11 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use super::source::image_error;
 use crate::error::Result;
+use crate::kernels::cpu::zeroed_bytes;
 
 /// Largest picture that is decoded, or made by resizing, in pixels: 128 Mi.
 pub const MAX_PIXELS: u64 = 128 << 20;
@@ -33,13 +34,26 @@ pub const MAX_PIXELS: u64 = 128 << 20;
 /// What a decoder may allocate, in bytes: enough for [`MAX_PIXELS`] of the largest pixels.
 const MAX_ALLOC_BYTES: u64 = MAX_PIXELS * 8;
 
+/// Half of the multiple that the vision tower wants sides to be: as much as rounding adds.
+const ROOM_PIXELS: usize = 14;
+
 /// A picture: rows of `width` pixels, 8-bit red, green and blue interleaved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Rgb8 {
     width: u32,
     height: u32,
+    /// The pixels from `start` on. What is before them is room for a slightly larger picture to be made in place.
     data: Vec<u8>,
+    start: usize,
 }
+
+impl PartialEq for Rgb8 {
+    fn eq(&self, other: &Rgb8) -> bool {
+        (self.width, self.height, self.data()) == (other.width, other.height, other.data())
+    }
+}
+
+impl Eq for Rgb8 {}
 
 impl Rgb8 {
     /// A picture from its pixels, `[height, width, 3]`.
@@ -54,13 +68,18 @@ impl Rgb8 {
             let problem = format!("{width}x{height} pixels came with {} bytes", data.len());
             return Err(image_error("in memory", problem, format!("give {expected}: 3 for every pixel")));
         }
-        Ok(Rgb8 { width, height, data })
+        Ok(Rgb8 { width, height, data, start: 0 })
     }
 
     /// For pixels whose number is right by construction.
     pub(super) fn trusted(width: u32, height: u32, data: Vec<u8>) -> Self {
-        debug_assert_eq!(data.len(), width as usize * height as usize * 3);
-        Rgb8 { width, height, data }
+        Rgb8::with_room(width, height, data, 0)
+    }
+
+    /// As [`Rgb8::trusted`], for pixels that begin at `start`.
+    pub(super) fn with_room(width: u32, height: u32, data: Vec<u8>, start: usize) -> Self {
+        debug_assert_eq!(data.len() - start, width as usize * height as usize * 3);
+        Rgb8 { width, height, data, start }
     }
 
     /// Pixels in a row.
@@ -73,9 +92,14 @@ impl Rgb8 {
         self.height
     }
 
+    /// The memory, and where in it the pixels are: from there to the end.
+    pub(super) fn into_parts(self) -> (Vec<u8>, usize) {
+        (self.data, self.start)
+    }
+
     /// The pixels, `[height, width, 3]`.
     pub fn data(&self) -> &[u8] {
-        &self.data
+        &self.data[self.start..]
     }
 }
 
@@ -132,6 +156,13 @@ fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> R
         _ if exif => decoder.orientation().unwrap_or(Orientation::NoTransforms),
         _ => Orientation::NoTransforms,
     };
+    if decoder.color_type() == ColorType::Rgb8 && orientation == Orientation::NoTransforms {
+        // The common case, into memory of our own, with room for sides that are rounded up.
+        let start = (width as usize + height as usize) * 3 * ROOM_PIXELS;
+        let mut data = zeroed_bytes(start + width as usize * height as usize * 3);
+        decoder.read_image(&mut data[start..]).map_err(fail)?;
+        return Ok(Rgb8::with_room(width, height, data, start));
+    }
     let mut picture = DynamicImage::from_decoder(decoder).map_err(fail)?;
     picture.apply_orientation(orientation);
 

@@ -387,8 +387,7 @@ impl Processor {
         let original = (rgb.width(), rgb.height());
         let (height, width) = self.target_size(original.0, original.1, options)?;
         let start = Instant::now();
-        let same = original == (width, height);
-        let resized = if same { rgb } else { resize::resize_on(threads, &rgb, width, height) };
+        let resized = resize::resize_on(threads, rgb, width, height);
         Ok(Frame { resized, original, timings: Timings { resize: start.elapsed(), ..timings } })
     }
 

@@ -3,39 +3,52 @@
 //! Source: `src/libImaging/Resample.c` of Pillow 13.0.0 (`precompute_coeffs`,
 //! `normalize_coeffs_8bpc`), and for the order of passes the compiled `ImagingResample`.
 
+use std::ops::Range;
+
 use super::decode::Rgb8;
-use crate::kernels::cpu::Isa;
-use crate::kernels::cpu::resample::{self, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
+use crate::kernels::cpu::resample::{self, Columns, PRECISION_BITS, STRIP_PADDING, STRIP_ROWS, Weights4};
+use crate::kernels::cpu::{Aligned, Isa, zeroed_bytes};
 
 /// Radius of the bicubic kernel, in output pixels when reducing and in input pixels when enlarging.
 const RADIUS: f64 = 2.0;
+/// Threads from which on it is faster to make a result beside the picture, in parts, than in its place: new memory
+/// takes as long as the resizing.
+const WORTH_THREADS: usize = 4;
 
 /// `image` resized to `width` x `height`, both positive. A side that does not change is not filtered.
-pub fn resize(image: &Rgb8, width: u32, height: u32) -> Rgb8 {
+pub fn resize(image: Rgb8, width: u32, height: u32) -> Rgb8 {
     resize_on(1, image, width, height)
 }
 
 /// As [`resize`], on up to `threads` threads, with the same result.
 ///
-/// Beside the result there is memory for a few rows only: what the first pass makes goes into the second at once.
-pub fn resize_on(threads: usize, image: &Rgb8, width: u32, height: u32) -> Rgb8 {
+/// Beside the picture and the result there is memory for a few rows only: what the first pass makes goes into the
+/// second at once. On few threads a result that is not much larger takes the place of the picture.
+pub fn resize_on(threads: usize, image: Rgb8, width: u32, height: u32) -> Rgb8 {
     let size = (image.width() as usize, image.height() as usize);
     let out_size = (width as usize, height as usize);
-    let columns = (size.0 != out_size.0).then(|| Columns::new(size.0, out_size.0));
-    let rows = (size.1 != out_size.1).then(|| Taps::new(size.1, out_size.1));
-    let source = Source { isa: Isa::detect(), data: image.data(), row: size.0 * 3, height: size.1 };
-    if columns.is_none() && rows.is_none() {
-        return image.clone();
+    if size == out_size {
+        return image;
     }
-    let mut data = vec![0; out_size.0 * out_size.1 * 3];
-    in_parts(threads, &mut data, out_size.0 * 3, |part, out| match (&columns, &rows) {
-        (Some(columns), Some(rows)) if vertical_first(size, out_size) => {
-            source.rows_then_columns(rows, columns, part, out);
-        }
-        (Some(columns), Some(rows)) => source.columns_then_rows(columns, rows, part, out),
-        (Some(columns), None) => source.columns(columns, part, out),
-        (None, Some(rows)) => source.rows(rows, part, out),
-        (None, None) => {}
+    let resize = Resize {
+        isa: Isa::detect(),
+        columns: (size.0 != out_size.0).then(|| Taps::new(size.0, out_size.0).columns()),
+        rows: (size.1 != out_size.1).then(|| Taps::new(size.1, out_size.1)),
+        rows_first: vertical_first(size, out_size),
+        row: size.0 * 3,
+        out_row: out_size.0 * 3,
+    };
+    let ((mut source, start), len) = (image.into_parts(), out_size.0 * out_size.1 * 3);
+    if threads < WORTH_THREADS && resize.room(out_size.1) <= start {
+        resize.make(0, out_size.1, &mut Pixels { source: Err(start), out: &mut source });
+        source.truncate(len);
+        source.shrink_to_fit();
+        return Rgb8::trusted(width, height, source);
+    }
+    let mut data = zeroed_bytes(len);
+    in_parts(threads, &mut data, resize.out_row, |part, out| {
+        let rows = out.len() / resize.out_row;
+        resize.make(part, rows, &mut Pixels { source: Ok(&source[start..]), out });
     });
     Rgb8::trusted(width, height, data)
 }
@@ -49,115 +62,157 @@ fn vertical_first(input: (usize, usize), output: (usize, usize)) -> bool {
     height > 0 && height > 2 * width
 }
 
-/// The picture to resize. The methods make rows of the result from row `part` on, as many as `out` holds.
-struct Source<'a> {
+/// The picture, and the place of some rows of the result.
+struct Pixels<'a> {
+    /// Or where it begins in `out`, if the result takes its place.
+    source: Result<&'a [u8], usize>,
+    out: &'a mut [u8],
+}
+
+impl Pixels<'_> {
+    fn source(&self) -> &[u8] {
+        self.source.unwrap_or_else(|start| &self.out[start..])
+    }
+}
+
+/// What is done to a picture.
+struct Resize {
     isa: Isa,
-    data: &'a [u8],
-    /// Values of a row.
-    row: usize,
-    height: usize,
-}
-
-impl Source<'_> {
-    fn row(&self, y: usize) -> &[u8] {
-        &self.data[y * self.row..][..self.row]
-    }
-
-    fn rows(&self, rows: &Taps, part: usize, out: &mut [u8]) {
-        for (i, out) in out.chunks_exact_mut(self.row).enumerate() {
-            rows.weigh(self.isa, part + i, self.data, 0, out);
-        }
-    }
-
-    fn columns(&self, columns: &Columns, part: usize, out: &mut [u8]) {
-        let mut strip = columns.strip();
-        for (i, out) in out.chunks_mut(columns.out_row * STRIP_ROWS).enumerate() {
-            let first = part + i * STRIP_ROWS;
-            strip.filter(self.isa, out, |r, to| to.copy_from_slice(self.row(first + r)));
-        }
-    }
-
-    fn rows_then_columns(&self, rows: &Taps, columns: &Columns, part: usize, out: &mut [u8]) {
-        let mut strip = columns.strip();
-        for (i, out) in out.chunks_mut(columns.out_row * STRIP_ROWS).enumerate() {
-            let first = part + i * STRIP_ROWS;
-            strip.filter(self.isa, out, |r, to| rows.weigh(self.isa, first + r, self.data, 0, to));
-        }
-    }
-
-    fn columns_then_rows(&self, columns: &Columns, rows: &Taps, part: usize, out: &mut [u8]) {
-        let row = columns.out_row;
-        let mut strip = columns.strip();
-        // Rows `start..end` of the source with other columns. When there is no room for more, those that no later
-        // output reads make it.
-        let capacity = 4 * (4 * rows.stride) + STRIP_ROWS;
-        let mut window = vec![0; capacity * row];
-        let (mut start, mut end) = (rows.spans[part].0, rows.spans[part].0);
-        for (i, out) in out.chunks_exact_mut(row).enumerate() {
-            let (first, count) = rows.spans[part + i];
-            while end < first + count {
-                if end + STRIP_ROWS - start > capacity {
-                    window.copy_within((first - start) * row..(end - start) * row, 0);
-                    start = first;
-                }
-                let more = STRIP_ROWS.min(self.height - end);
-                let to = &mut window[(end - start) * row..][..more * row];
-                strip.filter(self.isa, to, |r, to| to.copy_from_slice(self.row(end + r)));
-                end += more;
-            }
-            rows.weigh(self.isa, part + i, &window, start, out);
-        }
-    }
-}
-
-/// How a row gets another width.
-struct Columns {
-    taps: Taps,
-    /// The first input of each output.
-    firsts: Vec<usize>,
+    columns: Option<Columns>,
+    rows: Option<Taps>,
+    rows_first: bool,
     /// Values of a row before and after.
     row: usize,
     out_row: usize,
 }
 
-impl Columns {
-    fn new(width: usize, out_width: usize) -> Columns {
-        let taps = Taps::new(width, out_width);
-        let firsts = taps.spans.iter().map(|(first, _)| *first).collect();
-        Columns { taps, firsts, row: width * 3, out_row: out_width * 3 }
+impl Resize {
+    /// Values that must be free before the picture for the `height` rows of the result to be made in its place: no row
+    /// may reach beyond what has been read.
+    fn room(&self, height: usize) -> usize {
+        let read = |i: usize| match &self.rows {
+            Some(rows) => rows.spans[i].0 + rows.spans[i].1,
+            None => i + 1,
+        };
+        (0..height).map(|i| ((i + 1) * self.out_row).saturating_sub(read(i) * self.row)).max().unwrap_or(0)
     }
 
-    fn strip(&self) -> Strip<'_> {
-        // Fours of weights may reach beyond the last column, with weights of 0.
-        let reach = self.firsts.iter().map(|first| (first + 4 * self.taps.stride) * 3).max().unwrap_or(0);
-        Strip {
-            columns: self,
-            input: vec![0; STRIP_ROWS * (reach.max(self.row) + STRIP_PADDING)],
-            output: vec![0; STRIP_ROWS * (self.out_row + STRIP_PADDING)],
+    /// Makes `count` rows of the result from row `part` on.
+    fn make(&self, part: usize, count: usize, pixels: &mut Pixels) {
+        let (before, after) = match &self.columns {
+            Some(columns) if self.rows_first => (None, Some(columns)),
+            columns => (columns.as_ref(), None),
+        };
+        let mut spare = match &self.columns {
+            Some(columns) => vec![0; columns.reach(self.row).max(STRIP_ROWS * self.row)],
+            None => Vec::new(),
+        };
+        let mut output = vec![0; STRIP_ROWS * (self.out_row + STRIP_PADDING)];
+        let mut window = self.rows.as_ref().map(|rows| Window::new(self, rows, before, part));
+        for first in (part..part + count).step_by(STRIP_ROWS) {
+            let some = STRIP_ROWS.min(part + count - first);
+            let at = (first - part) * self.out_row;
+            match (&mut window, after) {
+                // Rows alone, or after columns.
+                (Some(window), None) => {
+                    for i in first..first + some {
+                        window.read(i, pixels.source(), &mut spare);
+                        window.weigh(i, &mut pixels.out[at + (i - first) * self.out_row..][..self.out_row]);
+                    }
+                    continue;
+                }
+                (Some(window), Some(columns)) => {
+                    for i in first..first + some {
+                        window.read(i, pixels.source(), &mut []);
+                        window.weigh(i, &mut spare[(i - first) * self.row..][..self.row]);
+                    }
+                    resample::columns(self.isa, columns, &spare, self.row, &mut output);
+                }
+                (None, _) => self.strip(before, pixels.source(), first, &mut spare, &mut output),
+            }
+            let out = pixels.out[at..].chunks_exact_mut(self.out_row).take(some);
+            let made = output.chunks_exact(self.out_row + STRIP_PADDING);
+            out.zip(made).for_each(|(out, made)| out.copy_from_slice(&made[..self.out_row]));
         }
+    }
+
+    /// [`STRIP_ROWS`] rows of `source` from `first` on, with other columns if there are any; those beyond the last are of
+    /// any value. `spare` is room for rows whose reach is beyond the picture.
+    fn strip(
+        &self,
+        columns: Option<&Columns>,
+        source: &[u8],
+        first: usize,
+        spare: &mut [u8],
+        out: &mut [u8],
+    ) {
+        let rest = &source[first * self.row..];
+        let Some(columns) = columns else {
+            let stride = out.len() / STRIP_ROWS;
+            let rows = out.chunks_exact_mut(stride).zip(rest.chunks_exact(self.row));
+            return rows.for_each(|(out, row)| out[..self.row].copy_from_slice(row));
+        };
+        let rows = if rest.len() < columns.reach(self.row) {
+            spare[..rest.len()].copy_from_slice(rest);
+            spare
+        } else {
+            rest
+        };
+        resample::columns(self.isa, columns, rows, self.row, out);
     }
 }
 
-/// Room for the rows that get another width together.
-struct Strip<'a> {
-    columns: &'a Columns,
-    input: Vec<u8>,
-    output: Vec<u8>,
+/// Rows of the picture, with other columns if those come first, that outputs are made of: aligned, in cache, and not
+/// in the way of a result that takes the place of the picture.
+struct Window<'a> {
+    resize: &'a Resize,
+    rows: &'a Taps,
+    columns: Option<&'a Columns>,
+    data: Aligned<u8>,
+    stride: usize,
+    /// Which rows.
+    range: Range<usize>,
 }
 
-impl Strip<'_> {
-    /// Makes the rows of `out`, at most [`STRIP_ROWS`], from those that `fill` writes.
-    fn filter(&mut self, isa: Isa, out: &mut [u8], mut fill: impl FnMut(usize, &mut [u8])) {
-        let Columns { taps, firsts, row, out_row } = self.columns;
-        let (from, to) = (self.input.len() / STRIP_ROWS, self.output.len() / STRIP_ROWS);
-        // Rows that are not filled hold what they held, and are dropped.
-        for (r, input) in self.input.chunks_exact_mut(from).enumerate().take(out.len() / out_row) {
-            fill(r, &mut input[..*row]);
+impl<'a> Window<'a> {
+    fn new(resize: &'a Resize, rows: &'a Taps, columns: Option<&'a Columns>, part: usize) -> Window<'a> {
+        let row = if columns.is_some() { resize.out_row } else { resize.row };
+        let stride = (row + STRIP_PADDING).next_multiple_of(64);
+        // Room for several times what an output needs, so that rows are seldom moved.
+        let capacity = 4 * (4 * rows.stride) + STRIP_ROWS;
+        let first = rows.spans[part].0;
+        Window {
+            resize,
+            rows,
+            columns,
+            data: Aligned::zeroed(capacity * stride),
+            stride,
+            range: first..first,
         }
-        resample::columns(isa, &self.input, firsts, taps.stride, &taps.fours, &mut self.output);
-        for (out, output) in out.chunks_exact_mut(*out_row).zip(self.output.chunks_exact(to)) {
-            out.copy_from_slice(&output[..*out_row]);
+    }
+
+    /// Reads the rows up to the last of output `i`. When there is no room for more, those that neither this nor a later
+    /// output needs make it.
+    fn read(&mut self, i: usize, source: &[u8], spare: &mut [u8]) {
+        let (first, count) = self.rows.spans[i];
+        while self.range.end < first + count {
+            let (start, stride) = (self.range.start, self.stride);
+            if (self.range.len() + STRIP_ROWS) * stride > self.data.len() {
+                self.data.copy_within((first - start) * stride..self.range.len() * stride, 0);
+                self.range.start = first;
+            }
+            let to = &mut self.data[self.range.len() * stride..][..STRIP_ROWS * stride];
+            self.resize.strip(self.columns, source, self.range.end, spare, to);
+            self.range.end += STRIP_ROWS;
         }
+    }
+
+    /// Makes output `i`.
+    fn weigh(&self, i: usize, out: &mut [u8]) {
+        let (first, count) = self.rows.spans[i];
+        let rows = &self.data[(first - self.range.start) * self.stride..];
+        let rows = &rows[..(count - 1) * self.stride + out.len()];
+        resample::row(self.resize.isa, rows, self.stride, &self.rows.fours(i)[..count.div_ceil(4)], out);
     }
 }
 
@@ -214,11 +269,9 @@ impl Taps {
         Taps { spans, fours, stride }
     }
 
-    /// Makes output `i` of rows like `out`, of which `data` holds those from `start` on.
-    fn weigh(&self, isa: Isa, i: usize, data: &[u8], start: usize, out: &mut [u8]) {
-        let (first, count) = self.spans[i];
-        let rows = &data[(first - start) * out.len()..][..count * out.len()];
-        resample::row(isa, rows, &self.fours(i)[..count.div_ceil(4)], out);
+    /// For the columns of a row.
+    fn columns(self) -> Columns {
+        Columns::new(self.spans.into_iter().map(|(first, _)| first).collect(), self.stride, self.fours)
     }
 
     /// The weights of an output.
@@ -302,15 +355,19 @@ mod tests {
             (28, 90, 28, 28),
             (90, 28, 28, 28),
             (61, 150, 5, 61),
+            // As sides are rounded: up, down, and each in its way.
+            (300, 225, 308, 224),
+            (225, 300, 224, 308),
+            (293, 293, 308, 308),
+            (290, 290, 280, 280),
+            (290, 280, 308, 280),
         ] {
             let image = extremes(w, h);
             let expected = reference(&image, ow, oh);
-            for threads in [1, 2, 5] {
-                assert_eq!(
-                    resize_on(threads, &image, ow, oh),
-                    expected,
-                    "{w}x{h} to {ow}x{oh}, {threads} threads"
-                );
+            for (threads, room) in [(1, 0), (3, 42 * (w + h) as usize), (4, 0), (5, 7)] {
+                let image = Rgb8::with_room(w, h, [&vec![9; room], image.data()].concat(), room);
+                let resized = resize_on(threads, image, ow, oh);
+                assert_eq!(resized, expected, "{w}x{h} to {ow}x{oh}, {threads} threads, room for {room}");
             }
         }
     }

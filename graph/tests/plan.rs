@@ -34,7 +34,7 @@ fn plan(config: &ModelConfig, context: usize) -> Plan {
     Plan::new(config, &device, &PlanOptions::new(config, context, 12_845_056)).unwrap()
 }
 
-const AWQ: Quantization = Quantization::Awq { group_size: 128 };
+const AWQ: Quantization = Quantization::Awq { group_size: Some(128) };
 
 #[test]
 fn awq_72b_fits_one_a100_at_the_longest_input_of_the_card() {

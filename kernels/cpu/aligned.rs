@@ -54,6 +54,27 @@ impl<T: Pod> DerefMut for Aligned<T> {
     }
 }
 
+/// `len` zero bytes that are about to be written. Many are asked for in huge pages, since a fault for every small page
+/// takes longer than what is written to it.
+pub fn zeroed_bytes(len: usize) -> Vec<u8> {
+    let bytes = vec![0; len];
+    #[cfg(target_os = "linux")]
+    {
+        /// Below, the pages at both ends would count.
+        const WORTH_BYTES: usize = 4 << 20;
+        const HUGE_PAGE: usize = 2 << 20;
+        let range = bytes.as_ptr_range();
+        let start = (range.start as usize).next_multiple_of(HUGE_PAGE);
+        if len >= WORTH_BYTES {
+            let whole = range.end as usize / HUGE_PAGE * HUGE_PAGE - start;
+            // SAFETY: whole pages of the vector, since the range is rounded inwards and not empty at this length. The
+            // advice does not change what is in them, and a system without huge pages refuses it.
+            unsafe { libc::madvise(start as *mut _, whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    bytes
+}
+
 /// Bytes that others may read too, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 

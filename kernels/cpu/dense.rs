@@ -5,15 +5,15 @@
 //!         `Simd::sum`; blocks are added in ascending order. Independent of m, n and tiles.
 //! layout  W is read where the file is mapped, never copied whole. Up to three rows of X: weights are
 //!         converted in registers, each read once. More: a block of n x 256 weights is converted into
-//!         scratch that stays in L2 while all rows of the tile pass, twelve at a time, in L1. Both are packed
-//!         in the order in which they are read.
+//!         scratch, in the order in which it is read, and stays in L2 while all rows of the tile pass, twelve at a
+//!         time, in L1.
 //! tile    3 rows x 4 outputs: 12 accumulators of 8 lanes, 7 loads for 12 multiply-adds. With AVX-512 6 rows x 8
 //!         outputs, two of which share a register: 10 loads for 24 multiply-adds of 16 lanes.
 //! bytes   n·k·size of W once per tile of rows; X from cache.
 //! bound   m <= 3: memory bandwidth; m >= 32: fused multiply-adds, 2·m·n·k FLOP.
 
 use qwenvl_graph::DType;
-use qwenvl_graph::kernel::{DENSE_K_BLOCK, DENSE_PACKED_ROWS};
+use qwenvl_graph::kernel::{DENSE_K_BLOCK, DENSE_PANEL};
 
 use super::simd::Simd;
 use super::{Isa, dispatch};
@@ -24,12 +24,12 @@ const DIRECT_ROWS: usize = TILE_ROWS;
 const TILE_ROWS: usize = 3;
 /// Outputs of a register tile.
 const TILE_OUTPUTS: usize = 4;
-/// Rows of X that are packed at a time.
-const PACKED_ROWS: usize = DENSE_PACKED_ROWS;
+/// Rows of X that a panel of weights meets while it is in L1.
+const PASS_ROWS: usize = 12;
 
 /// f32 of scratch that [`accumulate`] needs for `n` outputs.
 pub const fn scratch(n: usize) -> usize {
-    (n.next_multiple_of(TILE_OUTPUTS) + PACKED_ROWS) * DENSE_K_BLOCK
+    n.next_multiple_of(DENSE_PANEL) * DENSE_K_BLOCK
 }
 
 /// A row-major matrix `[n, k]` of f32, f16 or bf16 in little-endian bytes, which need not be aligned.
@@ -317,48 +317,40 @@ unsafe fn dots<S: Simd, E: Elem, const N: usize, const M: usize>(
     }
 }
 
-/// A block of inputs for many rows. Weights are packed as `[n/4][k/8][4][8]` and up to twelve rows as
-/// `[rows/M][k/8][M][8]`: the order in which a tile of M rows and 4 outputs reads them.
+/// A block of inputs for many rows. Weights are converted and packed panel by panel, as `[k/8][outputs][8]`, in the
+/// order in which a tile reads them; rows are read where they are.
 #[inline(always)]
 unsafe fn packed_block<S: Simd, E: Elem>(t: &Tile, k0: usize, len: usize) {
     // SAFETY: every pointer below stays within the extents that `Tile` names.
     unsafe {
-        let steps = len.div_ceil(8);
-        let weights = t.scratch;
-        let rows = weights.add(t.n.next_multiple_of(TILE_OUTPUTS) * DENSE_K_BLOCK);
+        let (steps, outputs) = (len.div_ceil(8), panel_outputs::<S>());
         for n in 0..t.n {
-            let to = weights.add(n / TILE_OUTPUTS * TILE_OUTPUTS * steps * 8 + n % TILE_OUTPUTS * 8);
-            convert::<S, E>(t.w.add((n * t.k + k0) * E::SIZE), len, to, TILE_OUTPUTS);
+            let panel = t.scratch.add(n / outputs * outputs * steps * 8);
+            let from = t.w.add((n * t.k + k0) * E::SIZE);
+            convert::<S, E>(from, len, panel.add(place::<S>(n % outputs)), outputs);
         }
         let mut i = 0;
         while i < t.m {
-            let count = (t.m - i).min(PACKED_ROWS);
-            let mut r = 0;
-            while r < count {
-                let m = tile_rows::<S>(count - r);
-                for row in 0..m {
-                    let from = t.x.add((i + r + row) * t.k + k0).cast();
-                    convert::<S, F32>(from, len, rows.add(r * steps * 8 + row * 8), m);
-                }
-                r += m;
-            }
+            let count = (t.m - i).min(PASS_ROWS);
             let mut n = 0;
             while n < t.n {
-                let outputs = (t.n - n).min(panel_outputs::<S>());
-                let w = weights.add(n * steps * 8);
-                let mut r = 0;
-                while r < count {
-                    let (x, c) = (rows.add(r * steps * 8), t.c.add((i + r) * t.ldc + n));
-                    let m = tile_rows::<S>(count - r);
-                    match (m, outputs > TILE_OUTPUTS) {
-                        (6, true) => panel::<S, 6, 2>(w, x, steps, c, t.ldc, outputs),
-                        (6, false) => panel::<S, 6, 1>(w, x, steps, c, t.ldc, outputs),
-                        (3, true) => panel::<S, 3, 2>(w, x, steps, c, t.ldc, outputs),
-                        (3, false) => panel::<S, 3, 1>(w, x, steps, c, t.ldc, outputs),
-                        (2, true) => panel::<S, 2, 2>(w, x, steps, c, t.ldc, outputs),
-                        (2, false) => panel::<S, 2, 1>(w, x, steps, c, t.ldc, outputs),
-                        (_, true) => panel::<S, 1, 2>(w, x, steps, c, t.ldc, outputs),
-                        (_, false) => panel::<S, 1, 1>(w, x, steps, c, t.ldc, outputs),
+                let mut r = i;
+                while r < i + count {
+                    let panel = Panel {
+                        w: t.scratch.add(n * steps * 8),
+                        x: t.x.add(r * t.k + k0),
+                        ldx: t.k,
+                        len,
+                        c: t.c.add(r * t.ldc + n),
+                        ldc: t.ldc,
+                        outputs: (t.n - n).min(outputs),
+                    };
+                    let m = tile_rows::<S>(i + count - r);
+                    match m {
+                        6 => panel.add::<S, 6>(),
+                        3 => panel.add::<S, 3>(),
+                        2 => panel.add::<S, 2>(),
+                        _ => panel.add::<S, 1>(),
                     }
                     r += m;
                 }
@@ -384,6 +376,13 @@ fn panel_outputs<S: Simd>() -> usize {
     if S::TALL { 2 * TILE_OUTPUTS } else { TILE_OUTPUTS }
 }
 
+/// Where the eights of an output are in a step of its panel. Outputs `o` and `o + 4` of a wide panel share a register,
+/// so that their sums come out of [`Simd::wide_sums`] in order.
+#[inline(always)]
+fn place<S: Simd>(output: usize) -> usize {
+    if S::TALL { output % 4 * 16 + output / 4 * 8 } else { output * 8 }
+}
+
 /// `len` numbers as f32 in eights, padded with zeros; the eights go `every` eights apart.
 #[inline(always)]
 unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32, every: usize) {
@@ -407,128 +406,162 @@ unsafe fn convert<S: Simd, E: Elem>(from: *const u8, len: usize, to: *mut f32, e
     }
 }
 
-/// `c[i·ldc + j] += Σ x[i] · w[j]` for `i < M`, `j < outputs`, over `steps` eights of packed rows and weights.
-/// There are weights of `G` fours of outputs, of which the last may have less than four.
-#[inline(always)]
-unsafe fn panel<S: Simd, const M: usize, const G: usize>(
+/// A packed panel of weights, rows of X and of C.
+#[derive(Clone, Copy)]
+struct Panel {
     w: *const f32,
     x: *const f32,
-    steps: usize,
+    ldx: usize,
+    len: usize,
     c: *mut f32,
     ldc: usize,
+    /// Of those of the panel, how many there are.
     outputs: usize,
-) {
-    // SAFETY: the caller's extents.
-    unsafe {
-        let sums = if S::TALL { wide_sums::<S, M, G>(w, x, steps) } else { sums::<S, M, G>(w, x, steps) };
-        for i in 0..M {
-            for g in 0..G {
-                let c = c.add(i * ldc + g * TILE_OUTPUTS);
-                if (g + 1) * TILE_OUTPUTS <= outputs {
-                    let mut four = c.cast::<[f32; TILE_OUTPUTS]>().read_unaligned();
-                    for j in 0..TILE_OUTPUTS {
-                        four[j] += sums[i][g][j];
-                    }
-                    c.cast::<[f32; TILE_OUTPUTS]>().write_unaligned(four);
-                } else {
-                    for j in 0..outputs - g * TILE_OUTPUTS {
-                        *c.add(j) += sums[i][g][j];
-                    }
-                }
-            }
-        }
-    }
 }
 
-/// Sums of a panel: for each row, fours of outputs.
-type Sums<const M: usize, const G: usize> = [[[f32; TILE_OUTPUTS]; G]; M];
-
-/// The products of a panel, two outputs to a register.
-#[inline(always)]
-unsafe fn wide_sums<S: Simd, const M: usize, const G: usize>(
-    w: *const f32,
-    x: *const f32,
-    steps: usize,
-) -> Sums<M, G> {
-    // SAFETY: the caller's extents.
-    unsafe {
-        let mut acc = [[[S::wide_splat(0.0); 2]; G]; M];
-        for step in 0..steps {
-            let (w, x) = (w.add(step * TILE_OUTPUTS * 8), x.add(step * M * 8));
-            let mut wv = [[S::wide_splat(0.0); 2]; G];
-            for g in 0..G {
-                let w = w.add(g * steps * TILE_OUTPUTS * 8);
-                wv[g] = [S::wide_load(w), S::wide_load(w.add(16))];
-            }
-            for i in 0..M {
-                let xv = S::wide_twice(x.add(i * 8));
-                for g in 0..G {
-                    for h in 0..2 {
-                        acc[i][g][h] = S::wide_fma(wv[g][h], xv, acc[i][g][h]);
-                    }
-                }
-            }
-        }
-        let mut sums = [[[0.0; TILE_OUTPUTS]; G]; M];
-        let mut i = 0;
-        while i < M {
-            // Two rows at a time; a last, odd one twice.
-            let j = (i + 1).min(M - 1);
-            for g in 0..G {
-                let both = S::wide_sums([acc[i][g][0], acc[i][g][1], acc[j][g][0], acc[j][g][1]]);
-                sums[i][g].copy_from_slice(&both[..4]);
-                sums[j][g].copy_from_slice(&both[4..]);
-            }
-            i += 2;
-        }
-        sums
-    }
-}
-
-/// The products of a panel, an output to a register.
-#[inline(always)]
-unsafe fn sums<S: Simd, const M: usize, const G: usize>(
-    w: *const f32,
-    x: *const f32,
-    steps: usize,
-) -> Sums<M, G> {
-    // SAFETY: the caller's extents.
-    unsafe {
-        let mut sums = [[[0.0; TILE_OUTPUTS]; G]; M];
-        for g in 0..G {
-            let four = four_sums::<S, M>(w.add(g * steps * TILE_OUTPUTS * 8), x, steps);
-            for i in 0..M {
-                sums[i][g] = four[i];
-            }
-        }
-        sums
-    }
-}
-
-/// The products of a panel of four outputs.
-#[inline(always)]
-unsafe fn four_sums<S: Simd, const M: usize>(w: *const f32, x: *const f32, steps: usize) -> [[f32; 4]; M] {
-    // SAFETY: the caller's extents.
-    unsafe {
-        let mut acc = [[S::splat(0.0); 4]; M];
-        for step in 0..steps {
-            let (w, x) = (w.add(step * TILE_OUTPUTS * 8), x.add(step * M * 8));
-            // Rows and one vector of weights at a time: with the accumulators, 16 registers.
-            let mut xv = [S::splat(0.0); M];
-            for i in 0..M {
-                xv[i] = S::load(x.add(i * 8));
-            }
-            for j in 0..4 {
-                let wv = S::load(w.add(j * 8));
+impl Panel {
+    /// `c[i·ldc + j] += Σ_{l < len} x[i·ldx + l] · w[j, l]` for `i < M`, `j < outputs`.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const M: usize>(self) {
+        // SAFETY: the extents that the fields name.
+        unsafe {
+            if S::TALL {
+                let sums = self.wide_sums::<S, M>();
                 for i in 0..M {
-                    acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
+                    let c = self.c.add(i * self.ldc);
+                    if self.outputs == 2 * TILE_OUTPUTS {
+                        S::store(c, S::add(S::load(c), sums[i]));
+                    } else {
+                        let mut eight = [0f32; 2 * TILE_OUTPUTS];
+                        S::store(eight.as_mut_ptr(), sums[i]);
+                        (0..self.outputs).for_each(|j| *c.add(j) += eight[j]);
+                    }
+                }
+            } else {
+                let sums = self.sums::<S, M>();
+                for i in 0..M {
+                    let c = self.c.add(i * self.ldc);
+                    if self.outputs == TILE_OUTPUTS {
+                        let mut four = c.cast::<[f32; TILE_OUTPUTS]>().read_unaligned();
+                        for j in 0..TILE_OUTPUTS {
+                            four[j] += sums[i][j];
+                        }
+                        c.cast::<[f32; TILE_OUTPUTS]>().write_unaligned(four);
+                    } else {
+                        (0..self.outputs).for_each(|j| *c.add(j) += sums[i][j]);
+                    }
                 }
             }
         }
-        let mut sums = [[0.0; 4]; M];
-        for i in 0..M {
-            sums[i] = S::sum4(acc[i]);
+    }
+
+    /// The last, partial eight of each row, padded with zeros; rows are `8` apart.
+    #[inline(always)]
+    unsafe fn tail<S: Simd, const M: usize>(self) -> [[f32; 8]; M] {
+        // SAFETY: `len % 8` elements are left of each row.
+        unsafe {
+            let mut rows = [[0f32; 8]; M];
+            for i in 0..M {
+                let from = self.x.add(i * self.ldx + self.len / 8 * 8);
+                S::store(rows[i].as_mut_ptr(), load_some::<S, F32>(from.cast(), self.len % 8));
+            }
+            rows
         }
-        sums
+    }
+
+    /// The products of eight outputs, two to a register.
+    #[inline(always)]
+    unsafe fn wide_sums<S: Simd, const M: usize>(self) -> [S::F; M] {
+        // SAFETY: the extents that the fields name.
+        unsafe {
+            let mut acc = [[S::wide_splat(0.0); 4]; M];
+            let (mut w, mut x) = (self.w, self.x);
+            for _ in 0..self.len / 8 {
+                wide_step::<S, M>(&mut acc, w, x, self.ldx);
+                (w, x) = (w.add(16 * TILE_OUTPUTS), x.add(8));
+            }
+            if !self.len.is_multiple_of(8) {
+                wide_step::<S, M>(&mut acc, w, self.tail::<S, M>().as_ptr().cast(), 8);
+            }
+            let mut sums = [S::splat(0.0); M];
+            let mut i = 0;
+            while i < M {
+                // Two rows at a time; a last, odd one twice.
+                let j = (i + 1).min(M - 1);
+                let ([a, b, c, d], [e, f, g, h]) = (acc[i], acc[j]);
+                [sums[i], sums[j]] = S::wide_sums([a, b, c, d, e, f, g, h]);
+                i += 2;
+            }
+            sums
+        }
+    }
+
+    /// The products of four outputs.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const M: usize>(self) -> [[f32; TILE_OUTPUTS]; M] {
+        // SAFETY: the extents that the fields name.
+        unsafe {
+            let mut acc = [[S::splat(0.0); TILE_OUTPUTS]; M];
+            let (mut w, mut x) = (self.w, self.x);
+            for _ in 0..self.len / 8 {
+                step::<S, M>(&mut acc, w, x, self.ldx);
+                (w, x) = (w.add(8 * TILE_OUTPUTS), x.add(8));
+            }
+            if !self.len.is_multiple_of(8) {
+                step::<S, M>(&mut acc, w, self.tail::<S, M>().as_ptr().cast(), 8);
+            }
+            let mut sums = [[0.0; TILE_OUTPUTS]; M];
+            for i in 0..M {
+                sums[i] = S::sum4(acc[i]);
+            }
+            sums
+        }
+    }
+}
+
+/// Eight inputs of `M` rows and eight outputs.
+#[inline(always)]
+unsafe fn wide_step<S: Simd, const M: usize>(
+    acc: &mut [[S::Wide; 4]; M],
+    w: *const f32,
+    x: *const f32,
+    ldx: usize,
+) {
+    // SAFETY: the caller gives a step of the panel and eight of each row.
+    unsafe {
+        let mut wv = [S::wide_splat(0.0); 4];
+        for j in 0..4 {
+            wv[j] = S::wide_load(w.add(16 * j));
+        }
+        for i in 0..M {
+            let xv = S::wide_twice(x.add(i * ldx));
+            for j in 0..4 {
+                acc[i][j] = S::wide_fma(wv[j], xv, acc[i][j]);
+            }
+        }
+    }
+}
+
+/// Eight inputs of `M` rows and four outputs.
+#[inline(always)]
+unsafe fn step<S: Simd, const M: usize>(
+    acc: &mut [[S::F; TILE_OUTPUTS]; M],
+    w: *const f32,
+    x: *const f32,
+    ldx: usize,
+) {
+    // SAFETY: the caller gives a step of the panel and eight of each row.
+    unsafe {
+        // Rows and one vector of weights at a time: with the accumulators, 16 registers.
+        let mut xv = [S::splat(0.0); M];
+        for i in 0..M {
+            xv[i] = S::load(x.add(i * ldx));
+        }
+        for j in 0..TILE_OUTPUTS {
+            let wv = S::load(w.add(j * 8));
+            for i in 0..M {
+                acc[i][j] = S::fma(wv, xv[i], acc[i][j]);
+            }
+        }
     }
 }

@@ -30,6 +30,9 @@ pub enum Matrix<'a> {
     Int8(&'a Int8Matrix),
 }
 
+/// Blocks of rows are multiples of what the kernels take at a time.
+const ROWS_ALIGN: usize = 12;
+
 /// Most matrices stacked in one linear layer.
 pub const MAX_PARTS: usize = 3;
 
@@ -165,7 +168,11 @@ pub fn linear(
     // Blocks of outputs do not cross parts. With SwiGLU a block covers the same outputs of both.
     let walked = if swiglu { &parts[..1] } else { parts };
     let n_blocks: usize = walked.iter().map(|p| p.matrix.n().div_ceil(block_n)).sum();
+    // Rows are cut evenly, since each block of them converts its weights again.
     let m_blocks = m.div_ceil(block_m);
+    let rows_each =
+        if m_blocks > 1 { m.div_ceil(m_blocks).next_multiple_of(ROWS_ALIGN).min(block_m) } else { block_m };
+    let m_blocks = m.div_ceil(rows_each);
     let shared = SharedMut::new(out);
     let scratch = SharedMut::new(scratch);
     // Neighbouring tasks share weights.
@@ -179,7 +186,7 @@ pub fn linear(
         }
         let n0 = n_block * block_n;
         let n = block_n.min(parts[part].matrix.n() - n0);
-        let rows = m_block * block_m..((m_block + 1) * block_m).min(m);
+        let rows = m_block * rows_each..((m_block + 1) * rows_each).min(m);
         // SAFETY: a thread runs one task at a time and has its own scratch.
         let buffer = unsafe { &mut scratch.part(thread..thread + 1)[0] };
         let tiles = if swiglu { 2 } else { 1 };

@@ -27,7 +27,7 @@ pub mod rounded;
 mod shared;
 mod simd;
 
-pub use aligned::{Aligned, Plane, SharedBytes};
+pub use aligned::{Aligned, Plane, SharedBytes, zeroed_bytes};
 pub use pool::Pool;
 
 /// An instruction set that this processor has.

@@ -14,9 +14,9 @@ use super::{Isa, dispatch};
 pub const PRECISION_BITS: u32 = 22;
 /// Half of the last kept bit: adding it before the shift rounds to nearest.
 const ROUND: i32 = 1 << (PRECISION_BITS - 1);
-/// Rows that [`columns`] filters at a time.
+/// Rows that [`columns`] makes at a time.
 pub const STRIP_ROWS: usize = 4;
-/// Bytes that a row of a strip has beyond its pixels: loads take whole vectors of whole fours of pixels.
+/// Bytes that a row of a strip has beyond its pixels: four pixels are stored as 16 bytes.
 pub const STRIP_PADDING: usize = 32;
 /// Values of a row whose sums are in registers together.
 const LANES: usize = 64;
@@ -59,100 +59,146 @@ impl Weights4 {
     }
 }
 
-/// Makes a row of `out.len()` values from the rows of `rows`, by `weights`; those beyond the last row must be 0.
+/// Makes a row of `out.len()` values from rows that begin `stride` values apart in `rows`, by `weights`; those beyond
+/// the last row must be 0.
 ///
 /// # Panics
-/// If `rows` is not one or more whole rows, or there are fours of weights without any row.
-pub fn row(isa: Isa, rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
+/// If `rows` does not end with a whole row, or there are fours of weights without any row.
+pub fn row(isa: Isa, rows: &[u8], stride: usize, weights: &[Weights4], out: &mut [u8]) {
     assert!(
-        !rows.is_empty() && rows.len().is_multiple_of(out.len()),
-        "{} values for {}",
+        out.len() <= stride && rows.len() % stride == out.len() % stride && rows.len() >= out.len(),
+        "{} values for {} every {stride}",
         rows.len(),
         out.len()
     );
-    assert!(weights.len() <= (rows.len() / out.len()).div_ceil(4), "{} fours of weights", weights.len());
+    assert!(weights.len() <= rows.len().div_ceil(stride).div_ceil(4), "{} fours of weights", weights.len());
     // SAFETY: the assertions above.
-    unsafe { run_row(isa, rows, weights, out) }
+    unsafe { run_row(isa, rows, stride, weights, out) }
 }
 
-/// Makes columns of a strip of [`STRIP_ROWS`] rows. Output pixel `i` of row `r` is made of the inputs from
-/// `firsts[i]` on by the `fours` fours of weights at `i·fours`, of which those beyond the last column must be 0.
-/// A row takes its pixels and [`STRIP_PADDING`] bytes, in `strip` and in `out`.
+/// How a row gets another width: output pixel `i` is made of the inputs from `firsts[i]` on by the `fours` fours of
+/// weights at `i·fours`, of which those beyond the last input are 0.
+#[derive(Debug)]
+pub struct Columns {
+    firsts: Vec<usize>,
+    fours: usize,
+    weights: Vec<Weights4>,
+    /// Bytes of a row that loads touch.
+    reach: usize,
+}
+
+impl Columns {
+    /// # Panics
+    /// If the number of weights is another.
+    pub fn new(firsts: Vec<usize>, fours: usize, weights: Vec<Weights4>) -> Columns {
+        assert_eq!(weights.len(), firsts.len() * fours, "fours of weights");
+        // The last load of a row ends four bytes beyond its four pixels.
+        let reach = firsts.iter().max().map_or(0, |first| (first + 4 * fours) * 3 + 4);
+        Columns { firsts, fours, weights, reach }
+    }
+
+    /// Bytes that [`columns`] reads of `STRIP_ROWS` rows that begin `stride` bytes apart.
+    pub fn reach(&self, stride: usize) -> usize {
+        (STRIP_ROWS - 1) * stride + self.reach
+    }
+}
+
+/// Makes [`STRIP_ROWS`] rows of another width, from rows that begin `stride` bytes apart in `rows`. In `out` each row
+/// has its pixels and [`STRIP_PADDING`] bytes or more.
 ///
 /// # Panics
-/// If a slice does not hold these rows, or weights reach further than four columns beyond the last.
-pub fn columns(isa: Isa, strip: &[u8], firsts: &[usize], fours: usize, weights: &[Weights4], out: &mut [u8]) {
-    let stride = strip.len() / STRIP_ROWS;
+/// If `rows` is shorter than [`Columns::reach`], or `out` is not of four such rows.
+pub fn columns(isa: Isa, columns: &Columns, rows: &[u8], stride: usize, out: &mut [u8]) {
+    let (reach, out_row) = (columns.reach(stride), columns.firsts.len() * 3);
+    assert!(rows.len() >= reach, "{} of {reach} bytes to read", rows.len());
     assert!(
-        strip.len().is_multiple_of(STRIP_ROWS) && stride > STRIP_PADDING,
-        "{} bytes of a strip",
-        strip.len()
+        out.len().is_multiple_of(STRIP_ROWS) && out.len() / STRIP_ROWS >= out_row + STRIP_PADDING,
+        "{} bytes for four rows of {out_row}",
+        out.len()
     );
-    assert_eq!(out.len(), STRIP_ROWS * (firsts.len() * 3 + STRIP_PADDING), "bytes of a strip");
-    assert_eq!(weights.len(), firsts.len() * fours, "fours of weights");
-    // The last load of a row ends four bytes beyond its four pixels.
-    let last = firsts.iter().max().map_or(0, |first| (first + 4 * fours) * 3 + 4);
-    assert!(last <= stride, "columns up to byte {last} of {stride}");
     // SAFETY: the assertions above.
-    unsafe { run_columns(isa, strip, firsts, fours, weights, out) }
+    unsafe { run_columns(isa, columns, rows, stride, out) }
 }
 
-dispatch!(fn run_row => row_body(rows: &[u8], weights: &[Weights4], out: &mut [u8]));
-dispatch!(
-    fn run_columns => columns_body(
-        strip: &[u8], firsts: &[usize], fours: usize, weights: &[Weights4], out: &mut [u8]
-    )
-);
+dispatch!(fn run_row => row_body(rows: &[u8], stride: usize, weights: &[Weights4], out: &mut [u8]));
+dispatch!(fn run_columns => columns_body(columns: &Columns, rows: &[u8], stride: usize, out: &mut [u8]));
 
 #[inline(always)]
-unsafe fn row_body<S: Simd>(rows: &[u8], weights: &[Weights4], out: &mut [u8]) {
-    let (len, last_row) = (out.len(), rows.len() / out.len() - 1);
+unsafe fn row_body<S: Simd>(rows: &[u8], stride: usize, weights: &[Weights4], out: &mut [u8]) {
+    let (len, last_row) = (out.len(), rows.len().div_ceil(stride) - 1);
     let Some(last) = len.checked_sub(LANES) else {
         for (x, out) in out.iter_mut().enumerate() {
             let all = weights.iter().flat_map(Weights4::plain);
-            let sum: i32 = all.zip(rows[x..].iter().step_by(len)).map(|(w, v)| w * i32::from(*v)).sum();
+            let sum: i32 = all.zip(rows[x..].iter().step_by(stride)).map(|(w, v)| w * i32::from(*v)).sum();
             *out = ((sum + ROUND) >> PRECISION_BITS).clamp(0, 255) as u8;
         }
         return;
     };
-    // The last block may overlap the one before it.
+    // The last lanes may overlap those before them.
     for x in (0..len).step_by(LANES).map(|x| x.min(last)) {
         // SAFETY: rows up to `last_row` have `LANES` values from `x` on, and so has `out`.
         unsafe {
-            let mut sums = [S::wide_splat_i(ROUND); 4];
+            let mut dots = [S::wide_dots(ROUND); 4];
             for (four, weights) in weights.iter().enumerate() {
-                let from = |k: usize| rows.as_ptr().add((4 * four + k).min(last_row) * len + x);
+                let from = |k: usize| rows.as_ptr().add((4 * four + k).min(last_row) * stride + x);
                 let quads = S::wide_quads([from(0), from(1), from(2), from(3)]);
-                for (sum, quads) in sums.iter_mut().zip(quads) {
-                    *sum = S::wide_dot4(*sum, quads, weights);
+                for (dots, quads) in dots.iter_mut().zip(quads) {
+                    *dots = S::wide_dot4(*dots, quads, weights);
                 }
             }
+            let [a, b, c, d] = dots;
+            let sums = [S::wide_dots_sum(a), S::wide_dots_sum(b), S::wide_dots_sum(c), S::wide_dots_sum(d)];
             S::wide_store_quads(out.as_mut_ptr().add(x), sums);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn columns_body<S: Simd>(
-    strip: &[u8],
-    firsts: &[usize],
-    fours: usize,
-    weights: &[Weights4],
-    out: &mut [u8],
-) {
-    let (from, to) = (strip.len() / STRIP_ROWS, out.len() / STRIP_ROWS);
-    for (i, (first, weights)) in firsts.iter().zip(weights.chunks_exact(fours)).enumerate() {
-        // SAFETY: the caller has checked that 16 bytes from every input, and 4 from every output, are there.
+unsafe fn columns_body<S: Simd>(columns: &Columns, rows: &[u8], stride: usize, out: &mut [u8]) {
+    // SAFETY: the caller's checks.
+    unsafe {
+        match columns.fours {
+            // Up to a reduction by 1.5, where there is the most to do: unrolled.
+            2 => columns_of::<S>(columns, 2, rows, stride, out),
+            fours => columns_of::<S>(columns, fours, rows, stride, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn columns_of<S: Simd>(columns: &Columns, fours: usize, rows: &[u8], stride: usize, out: &mut [u8]) {
+    let outputs = columns.firsts.len();
+    let (to, last) = (out.len() / STRIP_ROWS, outputs.saturating_sub(1));
+    for i in (0..outputs).step_by(4) {
+        // SAFETY: the caller has checked that 16 bytes from every input on, and from every fourth output on, are there.
         unsafe {
-            let mut sums = S::wide_splat_i(ROUND);
-            for (four, weights) in weights.iter().enumerate() {
-                let p = strip.as_ptr().add((first + 4 * four) * 3);
-                let pixels = S::wide_pixels([p, p.add(from), p.add(2 * from), p.add(3 * from)]);
-                sums = S::wide_dot4(sums, pixels, weights);
-            }
+            // Beyond the last output is padding.
+            let [b, c, d] = [(i + 1).min(last), (i + 2).min(last), (i + 3).min(last)];
+            let sums = [
+                pixel::<S>(columns, fours, rows, stride, i),
+                pixel::<S>(columns, fours, rows, stride, b),
+                pixel::<S>(columns, fours, rows, stride, c),
+                pixel::<S>(columns, fours, rows, stride, d),
+            ];
             let p = out.as_mut_ptr().add(i * 3);
             S::wide_store_pixels([p, p.add(to), p.add(2 * to), p.add(3 * to)], sums);
         }
+    }
+}
+
+/// Output pixel `i` of four rows.
+#[inline(always)]
+unsafe fn pixel<S: Simd>(columns: &Columns, fours: usize, rows: &[u8], stride: usize, i: usize) -> S::WideI {
+    // SAFETY: the caller's.
+    unsafe {
+        let (first, weights) = (*columns.firsts.get_unchecked(i), columns.weights.as_ptr().add(i * fours));
+        let mut dots = S::wide_dots(ROUND);
+        for four in 0..fours {
+            let p = rows.as_ptr().add((first + 4 * four) * 3);
+            let pixels = S::wide_pixels([p, p.add(stride), p.add(2 * stride), p.add(3 * stride)]);
+            dots = S::wide_dot4(dots, pixels, &*weights.add(four));
+        }
+        S::wide_dots_sum(dots)
     }
 }
 

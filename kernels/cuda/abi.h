@@ -67,25 +67,31 @@ enum QwenvlSourceKind {
     QWENVL_BF16 = 3,
     QWENVL_F16 = 4,
     QWENVL_F32 = 5,
-    QWENVL_RECORDS = 6,  // of an embedding table: the records of the head, 16-bit
+    QWENVL_RECORDS_BF16 = 6,  // of an embedding table: the records of the head
+    QWENVL_RECORDS_F16 = 7,
 };
 
 struct QwenvlSource {
     const void *codes;   // as in the checkpoint; for 16- and 32-bit weights [n, k]
     const void *zeros;   // packed zero points
-    const void *scales;  // f16 [k / 128, n]
+    const void *scales;  // f16 [groups, n]
+    const unsigned int *groups;  // of codes: the row of scales and zeros for each `group` places
     unsigned int n;      // outputs of this part
 };
+
+#define QWENVL_NO_INPUT 0xffffffffu
 
 struct QwenvlRepack {
     struct QwenvlSource sources[3];
     void *out;
     unsigned int n_sources;
-    unsigned int n, k;  // of all parts together
+    unsigned int n, k;  // of all parts together; of codes k counts places
     unsigned int half;
     unsigned int kind;         // of the sources
     unsigned int zero_offset;  // added to stored zero points: 0 for AWQ, 1 for GPTQ
-    const unsigned int *inputs;  // GPTQ: [k], the input that comes at each place; null for all in order
+    const unsigned int *inputs;  // of codes: [k], the input at each place or QWENVL_NO_INPUT; null for all in order
+    unsigned int group;        // of codes: places with a scale, 128, 64 or 32
+    unsigned int zeros;        // of 8-bit codes: whether zero points are kept
 };
 
 // A query tile of one head (or of the query heads of one key head) of one sequence.
@@ -117,20 +123,22 @@ struct QwenvlAttention {
     float scale_log2;     // log2(e) / sqrt(head_dim)
 };
 
-#define QWENVL_DECODE_FOLD 16  // partial results that are joined at a time
+#define QWENVL_DECODE_TOKENS 256  // least tokens of a split, a multiple of the page
+#define QWENVL_DECODE_SPLITS 64   // most splits of a sequence
 
 struct QwenvlDecodeAttention {
     const void *q;  // [n_seqs, ldq]
     void *out;      // [n_seqs, ldo]
     const struct QwenvlSequence *sequences;  // past = keys before the new one, rows = 1; or both 0 for none
     const unsigned int *page_table;
-    float *partials;         // [n_seqs, kv_heads, max_chunks, group, head_dim], then as many [2]
-    unsigned int *arrivals;  // [n_seqs, kv_heads, max_supers + 1], zero before and after
+    float *partials;         // [n_seqs, kv_heads, slots, group, head_dim], then as many [2]
+    unsigned int *arrivals;  // [n_seqs, kv_heads], zero before and after
     struct QwenvlKv kv;
     unsigned int n_seqs;
     unsigned int group;  // query heads of a key head, at most 8
     unsigned int ldq, ldo;
-    unsigned int max_chunks;  // of the longest context; max_supers = ceil(max_chunks / QWENVL_DECODE_FOLD)
+    unsigned int max_splits;  // of any length: part of the order of sums
+    unsigned int slots;       // splits of the longest context
     float scale_log2;
 };
 
@@ -151,15 +159,16 @@ struct QwenvlEmbed {
     const unsigned int *visual_index;
     float *out;  // [rows, cols]
     unsigned int rows, cols, vocab;
-    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32 or QWENVL_RECORDS
+    unsigned int table_kind;  // QWENVL_BF16, QWENVL_F16, QWENVL_F32, or of QWENVL_RECORDS
 };
 
-// Rows by index, activations, sums.
+// Rows or columns by index, activations, sums.
 struct QwenvlPointwise {
-    const void *x;  // [rows, cols]
-    const void *y;  // up of swiglu, residual of add; of select_rows the indices
+    const void *x;  // [rows, cols], of select_columns [rows, ldx]
+    const void *y;  // up of swiglu, residual of add; of select_rows and select_columns the indices
     void *out;      // [rows, cols]
     unsigned int rows, cols;
+    unsigned int ldx;
 };
 
 // The unfused rotation and KV write.
@@ -206,7 +215,7 @@ struct QwenvlSampleRow {
     unsigned int top_k;        // 0: all
 };
 
-#define QWENVL_SAMPLE_SLICE 4096  // logits of one block of argmax
+#define QWENVL_SAMPLE_SLICE 1024  // logits of one block of argmax
 #define QWENVL_NO_TOKEN 0xffffffffu
 
 struct QwenvlSample {

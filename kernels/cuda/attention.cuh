@@ -1,6 +1,6 @@
 // What the attention kernels share: the online softmax of a warp's tile of scores.
 //
-// order   the scores of a row come in tiles of 64 keys; a tile's largest score, then the factor e^(old − new) that
+// order   the scores of a row come in tiles of K · 8 keys; a tile's largest score, then the factor e^(old − new) that
 //         takes what came before to the new maximum, then the tile's weights in the order of the lane's registers.
 //         All of it is of the row alone: neighbours in the tile change nothing. Keys that a row does not see have
 //         the score −inf and the weight 0; a tile without any visible key has the factor 1.
@@ -38,12 +38,13 @@ __device__ __forceinline__ void start(RowPair &rows) {
 
 // Scores to weights in place; `out` and the sum are taken to the new maximum. Explicit roundings, so that every
 // instance of the function computes the same bits.
-template <int N> __device__ __forceinline__ void softmax(float (&s)[8][4], RowPair &rows, float (&out)[N][4], float scale) {
+template <int K, int N>
+__device__ __forceinline__ void softmax(float (&s)[K][4], RowPair &rows, float (&out)[N][4], float scale) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float most = fmaxf(s[0][2 * h], s[0][2 * h + 1]);
 #pragma unroll
-        for (int j = 1; j < 8; j++) {
+        for (int j = 1; j < K; j++) {
             most = fmaxf(most, fmaxf(s[j][2 * h], s[j][2 * h + 1]));
         }
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -53,7 +54,7 @@ template <int N> __device__ __forceinline__ void softmax(float (&s)[8][4], RowPa
         rows.max[h] = max;
         float sum = __fmul_rn(rows.sum[h], factor);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < K; j++) {
 #pragma unroll
             for (int c = 2 * h; c < 2 * h + 2; c++) {
                 s[j][c] = ptx::exp2(__fmaf_rn(s[j][c], scale, -max));
@@ -70,7 +71,8 @@ template <int N> __device__ __forceinline__ void softmax(float (&s)[8][4], RowPa
 }
 
 // The weights of keys 16·step.. as the A operand of the product with the values.
-template <class T> __device__ __forceinline__ void weights(u32 (&a)[4], const float (&s)[8][4], int step) {
+template <class T, int K>
+__device__ __forceinline__ void weights(u32 (&a)[4], const float (&s)[K][4], int step) {
     a[0] = T::pack(s[2 * step][0], s[2 * step][1]);
     a[1] = T::pack(s[2 * step][2], s[2 * step][3]);
     a[2] = T::pack(s[2 * step + 1][0], s[2 * step + 1][1]);

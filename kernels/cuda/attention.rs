@@ -7,7 +7,7 @@ use std::ptr;
 use cudarc::driver::CudaStream;
 
 use super::linear::Kv;
-use super::{Address, Half, Kernels, Result, abi, check};
+use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// A tile of query rows on the device.
 pub use super::abi::QwenvlAttentionTile as Tile;
@@ -16,8 +16,10 @@ pub use super::abi::QwenvlSequence as Sequence;
 
 /// Query rows of a tile.
 pub const TILE_ROWS: usize = 128;
-/// Chunks that join at a time in decode attention.
-const SUPER: usize = abi::QWENVL_DECODE_FOLD as usize;
+/// Least keys of a split of decode attention.
+pub const SPLIT_TOKENS: usize = abi::QWENVL_DECODE_TOKENS as usize;
+/// Most splits of a sequence.
+pub const MAX_SPLITS: usize = abi::QWENVL_DECODE_SPLITS as usize;
 
 /// The list of tiles: those that see most keys first, so that the last to start are short. Among those that see
 /// about as many, the ones of a sequence and head run together, so that its keys and values are in L2.
@@ -26,6 +28,13 @@ const SUPER: usize = abi::QWENVL_DECODE_FOLD as usize;
 /// vision tower `past` is 0 and a tile sees all rows of its sequence.
 pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
     let mut tiles = Vec::new();
+    list_tiles(&mut tiles, sequences, heads, group);
+    tiles
+}
+
+/// As [`tiles`], into a list that is emptied first.
+pub fn list_tiles(tiles: &mut Vec<Tile>, sequences: &[Sequence], heads: usize, group: usize) {
+    tiles.clear();
     for (sequence, s) in sequences.iter().enumerate() {
         for head in 0..heads as u32 {
             for first_row in (0..s.rows * group as u32).step_by(TILE_ROWS) {
@@ -39,10 +48,10 @@ pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
     };
     let step = tiles.iter().map(keys).max().map_or(1, |longest| (longest / 8).max(1));
     let rows = |t: &Tile| sequences[t.sequence as usize].rows;
-    tiles.sort_by_key(|t| {
+    // No two are alike, and a stable sort would take memory.
+    tiles.sort_unstable_by_key(|t| {
         (Reverse(keys(t) / step), Reverse(rows(t)), t.sequence, t.head, Reverse(t.first_row))
     });
-    tiles
 }
 
 /// Attention of many rows.
@@ -102,22 +111,22 @@ pub struct PagedAttention {
     pub page_table: Address,
     /// Most keys of a sequence; shorter ones cost nothing.
     pub max_keys: usize,
-    /// Keys of a chunk, 128 or 256: part of the numeric contract.
-    pub chunk_tokens: usize,
+    /// Most splits of a sequence, up to [`MAX_SPLITS`]: part of the numeric contract.
+    pub max_splits: usize,
     /// [`partials_bytes`] of any content.
     pub partials: Address,
-    /// [`arrivals_len`] of u32: zero before the first launch, and after each.
+    /// `[n_seqs, n_kv_heads]` of u32: zero before the first launch, and after each.
     pub arrivals: Address,
 }
 
-/// Bytes of partial results of decode attention.
-pub fn partials_bytes(n_seqs: usize, n_heads: usize, max_keys: usize, chunk_tokens: usize) -> usize {
-    n_seqs * n_heads * max_keys.div_ceil(chunk_tokens) * (128 + 2) * 4
+/// Splits of a sequence of so many keys or less.
+fn slots(max_keys: usize, max_splits: usize) -> usize {
+    max_keys.div_ceil(SPLIT_TOKENS).min(max_splits)
 }
 
-/// Counters of decode attention.
-pub fn arrivals_len(n_seqs: usize, n_kv_heads: usize, max_keys: usize, chunk_tokens: usize) -> usize {
-    n_seqs * n_kv_heads * (max_keys.div_ceil(chunk_tokens).div_ceil(SUPER) + 1)
+/// Bytes of [`PagedAttention::partials`].
+pub fn partials_bytes(n_seqs: usize, n_heads: usize, max_keys: usize, max_splits: usize) -> usize {
+    n_seqs * n_heads * slots(max_keys, max_splits) * (128 + 2) * 4
 }
 
 fn scale_log2(head_dim: usize) -> f32 {
@@ -143,14 +152,15 @@ impl Kernels {
             page_table: ptr::null(),
             ..Default::default()
         };
-        let name = match a.keys {
+        let n_tiles = p.n_tiles;
+        let (name, grid, block) = match a.keys {
             Keys::Vision { qkv, n_heads } => {
                 let width = n_heads * 80;
                 let part = |i: usize| (qkv + (i * width * 2) as u64) as *const c_void;
                 (p.q, p.k, p.v) = (part(0), part(1), part(2));
                 (p.ldq, p.ldo) = (3 * width as u32, width as u32);
                 p.scale_log2 = scale_log2(80);
-                "flash_attn"
+                ("flash_attn", n_tiles, 128)
             }
             Keys::Paged { q, kv, page_table } => {
                 check("flash_attn", kv.heads.head_dim == 128, || format!("heads of {}", kv.heads.head_dim))?;
@@ -164,12 +174,12 @@ impl Kernels {
                 p.ldo = p.ldq;
                 p.group = (kv.heads.n_heads / kv.heads.n_kv_heads) as u32;
                 p.scale_log2 = scale_log2(128);
-                "paged_prefill"
+                ("paged_prefill", n_tiles.min(self.sm_count()), 256)
             }
         };
-        let name = format!("{name}_{}", a.half.name());
+        let name = name!("{name}_{}", a.half.name());
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (a.n_tiles as u32, 1, 1), 128, &p) }
+        unsafe { self.launch(stream, &name, (grid, 1, 1), block, &p) }
     }
 
     /// Launches attention of one new token per sequence.
@@ -187,13 +197,13 @@ impl Kernels {
             heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8,
             || format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads),
         )?;
-        check("paged_attn", matches!(a.chunk_tokens, 128 | 256), || {
-            format!("chunks of {} keys, expected 128 or 256", a.chunk_tokens)
+        check("paged_attn", (1..=MAX_SPLITS).contains(&a.max_splits), || {
+            format!("{} splits, expected 1 to {MAX_SPLITS}", a.max_splits)
         })?;
         check("paged_attn", (1..=65535).contains(&a.n_seqs) && a.max_keys > 0, || {
             format!("{} sequences of up to {} keys", a.n_seqs, a.max_keys)
         })?;
-        let max_chunks = a.max_keys.div_ceil(a.chunk_tokens) as u32;
+        let slots = slots(a.max_keys, a.max_splits) as u32;
         let p = abi::QwenvlDecodeAttention {
             q: a.q as *const c_void,
             out: a.out as *mut c_void,
@@ -206,15 +216,15 @@ impl Kernels {
             group: (heads.n_heads / heads.n_kv_heads) as u32,
             ldq: (heads.n_heads * 128) as u32,
             ldo: (heads.n_heads * 128) as u32,
-            max_chunks,
+            max_splits: a.max_splits as u32,
+            slots,
             scale_log2: scale_log2(128),
         };
-        let name = format!("paged_attn_{}_{}", a.chunk_tokens, a.half.name());
-        // As many blocks as run at once; each takes its share of the chunks there are.
+        let name = name!("paged_attn_{}", a.half.name());
+        // A few times as many blocks as run at once, or each split its own; each takes its share of those there are.
         let pairs = (a.n_seqs * heads.n_kv_heads) as u32;
-        let resident = self.sm_count() * if a.chunk_tokens == 256 { 2 } else { 4 };
-        let grid = (pairs, resident.div_ceil(pairs).min(max_chunks), 1);
+        let grid = (pairs, (8 * self.sm_count()).div_ceil(pairs).min(slots), 1);
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, grid, 128, &p) }
+        unsafe { self.launch(stream, &name, grid, 256, &p) }
     }
 }

@@ -15,11 +15,12 @@ constexpr u32 MOST_SHARED_BYTES = LARGE_SMALL(163, 99) * 1024;
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// The 16-bit element types. `MAGIC | q` is a number whose last bits are q.
-// Four-bit codes: `code` makes two numbers of nibbles e and e + 4 of a word, in units of `code_unit(e % 2)`; bf16 holds
+// The 16-bit element types. `MAGIC | q` is a number whose last bits are q, `NEGATIVE | z` is what takes it to q − z.
+// LIFTED four-bit codes: `code` makes two numbers of nibbles e and e + 4 of a word, in units of `code_unit(e % 2)`; bf16 holds
 // 128 more. `minus_zero` is less the zero point in bits 16 to 19, and less those 128, in the same units.
 struct BF16 {
     static constexpr u32 MAGIC = 0x43004300u;    // 128
+    static constexpr u32 NEGATIVE = 0xC300C300u; // −128
     static constexpr u32 ONE = 0x3F803F80u;
     static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_bf16(low, high); }
     static __device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
@@ -47,6 +48,7 @@ struct BF16 {
 
 struct F16 {
     static constexpr u32 MAGIC = 0x64006400u;    // 1024
+    static constexpr u32 NEGATIVE = 0xE400E400u; // −1024
     static __device__ __forceinline__ u32 pack(float low, float high) { return ptx::pack_f16(low, high); }
     static __device__ __forceinline__ float low(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x)); }
     static __device__ __forceinline__ float high(u32 x) { return ptx::f16_to_f32(static_cast<u16>(x >> 16)); }

@@ -1,7 +1,7 @@
 // embed: rows of the embedding table by token id, visual rows where they are named; rows by index
 // math    copies
-// layout  embed: table [vocab, cols] bf16, f16 or f32, or the 16-bit records of linear.cuh with rows in order, which a
-//         tied head has: words of two columns, 16 bytes apart; visual [·, cols] 16-bit, out f32 [rows, cols];
+// layout  embed: table [vocab, cols] bf16, f16 or f32, or the records of linear.cuh in bf16 or f16 with rows in order,
+//         which a tied head has: words of two columns, 16 bytes apart; visual [·, cols] 16-bit, out f32 [rows, cols];
 //         select_rows: f32
 // launch  grid = rows, block = 256, four columns a thread
 // needs   cols a multiple of 4; an id beyond the vocabulary gives a row of NaN, so that a caller's defect shows
@@ -39,8 +39,10 @@ template <class T> __device__ __forceinline__ void embed(const QwenvlEmbed &p, u
             x = widen<T>(from, i);
         } else if (token >= p.vocab) {
             x.x = x.y = x.z = x.w = __uint_as_float(0x7fc00000u);
-        } else if (kind == QWENVL_RECORDS) {
-            x = widen_record<T>(p.table, p.cols, token, i);
+        } else if (kind == QWENVL_RECORDS_BF16) {
+            x = widen_record<BF16>(p.table, p.cols, token, i);
+        } else if (kind == QWENVL_RECORDS_F16) {
+            x = widen_record<F16>(p.table, p.cols, token, i);
         } else if (kind == QWENVL_F32) {
             x = static_cast<const float4 *>(from)[i];
         } else {

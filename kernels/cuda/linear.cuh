@@ -1,10 +1,11 @@
-// linear: Y = X Wᵀ + b with what follows it, for weights of 4, 8 and 16 bits. The body of int4_gemm, int8_gemm and
-// dense_gemm, small m and prefill alike.
+// linear: Y = X Wᵀ + b with what follows it, for weights of 4, 8 and 16 bits. The body of int4_gemm, int8_gemm,
+// dense_gemm and their kin for other groups and types, small m and prefill alike.
 //
 // math    Y[m, n] = Σ_slice Σ_group s[group, n] · Σ_{k in group} (c[k, n] − z[group, n]) · X[m, k]
 //         Products are summed in f32 by mma (k16 steps in order), groups by a left fold with the scale, slices by a left
-//         fold. 8 bits: c − 128 is formed exactly in 16 bits. 16 bits: one chain of mma for a slice.
-//         4 bits: Σ (c − z) X = Σ (c + o) X − (o + z) Σ X. c + o is exact: o = 128 in bf16; in f16 o = 0, codes are
+//         fold. 16 bits: one chain of mma for a slice. 8 bits, and 4 bits in groups below 128: c − z is formed exactly
+//         in 16 bits (below 256, so that bf16 holds it).
+//         4 bits in groups of 128: Σ (c − z) X = Σ (c + o) X − (o + z) Σ X. c + o is exact: o = 128 in bf16; in f16 o = 0, codes are
 //         taken as multiples of 2⁻²⁴. Σ X of a row and group is a tree (`row_sum`), the same in every kernel. What is lost
 //         where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷ of a typical output.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
@@ -17,10 +18,11 @@
 //           4-bit   vector (u·4 + b)·32 + lane, byte (2s + j)·4, nibble h + 2·(y/2) + 4·(y%2)
 //           8-bit   vector ((u·4 + b)·2 + j)·32 + lane, byte (2s + y/2)·4 + h + 2·(y%2)
 //           16-bit  vector (((u·4 + b)·2 + s)·2 + j)·32 + lane, byte (h + 2·(y/2))·4 + 2·(y%2)
-//         Then 128 f16 scales in the order (u, n%8, j, h), and for 4 bits 128 nibbles of zero points in the same
-//         order. 8512, 16640 and 32768 bytes. Nibbles e and e + 4 of a 4-bit word are register e of the A fragment.
-//         A lane's inputs are 8 neighbours, so that its B fragments of two k16 steps are 16
-//         contiguous bytes of a plain row of X.
+//         Then for each group of inputs (128 of them, or as the name of a kernel says) 128 f16 scales in the order
+//         (u, n%8, j, h), and in the same order 128 zero points: nibbles for 4 bits; bytes for 8 bits in groups of
+//         32, otherwise none, all are 128. 8512 (groups of 64: 8832, of 32: 9472), 16640 (17920) and 32768 bytes.
+//         Nibbles e and e + 4 of a 4-bit word are register e of the A fragment (weights.cuh). A lane's inputs are 8
+//         neighbours, so that its B fragments of two k16 steps are 16 contiguous bytes of a plain row of X.
 //         With `half`, rows r and r + half of a head of 2·half (gate and up: of the whole) share the accumulators of
 //         a lane, so that rotations and SwiGLU need no exchange.
 // norm    the small-m kernels of a NORM take rows of f32 and their RMSNorm is a prologue, the same function as in norm.cu:
@@ -28,80 +30,14 @@
 // launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
 //         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X, the scales, and the
 //         sums of rows that other warps found in the stage before, whose groups are added after it.
-// needs   k % 8 == 0; rows of X beyond m and inputs beyond k are read as zeros; n beyond the last row not stored.
+// needs   k % 8 == 0; a place along k that stands for no input weighs nothing (repack.cu) or has zeros in X; rows of X
+//         beyond m add nothing to others; inputs beyond k are read as zeros; n beyond the last row not stored.
 // bytes   weights once per 64 rows (16-bit prefill: 128) through L2, X once per 256 outputs through L2.
 #pragma once
 
 #include "epilogue.cuh"
 #include "norm.cuh"
-
-// A weight format: VECTORS of 16 bytes for 32 outputs x 32 inputs of a lane. LIFTED: codes are multiplied as they are, or
-// with a constant added, and what that and the zero points amount to is taken off the sum of a group.
-struct Int4 {
-    static constexpr u32 RECORD = 8512, VECTORS = 1, TAIL = 320;
-    static constexpr bool GROUPED = true, LIFTED = true;
-    template <class T> struct Zero {
-        float z[2][2]; // [tile][row half]: what is to be added for an input of 1, in the units of the sum
-    };
-    template <class T>
-    static __device__ __forceinline__ void load_zero(Zero<T> &zero, const u8 *tail, u32 u, u32 g) {
-        u32 nibbles = *reinterpret_cast<const u16 *>(tail + 256 + (u * 8 + g) * 2) << 16;
-        ptx::keep(nibbles);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            zero.z[i / 2][i % 2] = T::minus_zero(nibbles >> 4 * i, i % 2);
-        }
-    }
-    template <class T>
-    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &) {
-        uint4 v = from[0];
-        u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            a[i / 8][i / 4 % 2][i % 4] = T::code(words[i / 4], i % 4);
-        }
-    }
-    // Units of the sums of the two halves.
-    template <class T> static __device__ __forceinline__ float unit(u32 h) { return T::code_unit(h); }
-};
-
-struct Int8 {
-    static constexpr u32 RECORD = 16640, VECTORS = 2, TAIL = 256;
-    static constexpr bool GROUPED = true, LIFTED = false;
-    template <class T> struct Zero {};
-    template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
-    template <class T>
-    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &) {
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            uint4 v = from[j * 32];
-            u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int w = 0; w < 4; w++) {
-                a[w / 2][j][w % 2 * 2] = T::byte_minus_128(words[w]);
-                a[w / 2][j][w % 2 * 2 + 1] = T::byte_minus_128(words[w] >> 8);
-            }
-        }
-    }
-};
-
-struct Dense {
-    static constexpr u32 RECORD = 32768, VECTORS = 4, TAIL = 0;
-    static constexpr bool GROUPED = false, LIFTED = false;
-    template <class T> struct Zero {};
-    template <class T> static __device__ __forceinline__ void load_zero(Zero<T> &, const u8 *, u32, u32) {}
-    template <class T>
-    static __device__ __forceinline__ void decode(u32 (&a)[2][2][4], const uint4 *from, const Zero<T> &) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint4 v = from[i * 32];
-            a[i / 2][i % 2][0] = v.x;
-            a[i / 2][i % 2][1] = v.y;
-            a[i / 2][i % 2][2] = v.z;
-            a[i / 2][i % 2][3] = v.w;
-        }
-    }
-};
+#include "weights.cuh"
 
 // T elements, W weights, WARPS_N warps along the 256 outputs of a strip (the rest along m), NT tiles of 8 rows per
 // warp, KB blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of
@@ -140,7 +76,7 @@ struct LinearConfig {
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
     // Kernels for few rows keep to half of the registers.
     static constexpr int BLOCKS = NT <= 2 ? 2 : 1;
-    static_assert(!W::GROUPED || KB == 4, "a group is a stage");
+    static_assert(!W::GROUPED || KB == 4, "a stage is a record");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
@@ -194,7 +130,7 @@ template <class C> struct Linear {
         warp_m = warp / C::WARPS_N;
         policy = ptx::evict_first();
         to_weights = smem_at + (warp * C::KB * W::VECTORS * 32 + lane) * 16;
-        to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + lane * 16;
+        to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16;
         u32 row = C::FILLED ? g : min(g, p.m - 1);
         if (C::NORM > 0) {
             x_at[0] = x_at[1] = smem_at + C::ROWS_AT + row * C::ROW_BYTES + t * 16;
@@ -207,12 +143,12 @@ template <class C> struct Linear {
             column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;
         }
         // Else the compiler works them out in every stage.
-        ptx::keep(to_weights);
-        ptx::keep(to_tail);
-        if (C::PREFILL || NT < 8) { // the others have no register to spare
-            ptx::keep(x_at[0]);
-            ptx::keep(x_at[1]);
-            ptx::keep(column_at);
+        to_weights = ptx::opaque(to_weights);
+        to_tail = ptx::opaque(to_tail);
+        if (W::GROUP == 128 && (C::PREFILL || NT < 8)) { // the others have no register to spare
+            x_at[0] = ptx::opaque(x_at[0]);
+            x_at[1] = ptx::opaque(x_at[1]);
+            column_at = ptx::opaque(column_at);
         }
     }
 
@@ -264,7 +200,9 @@ template <class C> struct Linear {
             ptx::copy16_hint<v.value * 512>(to_weights + at, ahead_w, ahead_bytes, policy);
         });
         if (W::TAIL > 0 && threadIdx.x % 128 < W::TAIL / 16) {
-            ptx::copy16_hint<0>(to_tail + at, ahead_w + (W::RECORD - W::TAIL), ahead_bytes, policy);
+            // `ahead_w` is at the warp's own weights: of the first warp, unless the tail is too long for one.
+            const u8 *tail = ahead_w + (W::RECORD - W::TAIL) - (W::TAIL > 512 ? warp % 4 * (VECTORS - 1) * 512 : 0);
+            ptx::copy16_hint(to_tail + at, tail, ahead_bytes, policy);
         }
         if (C::NORM == 0) {
             fetch_rows(smem_at + at);
@@ -359,25 +297,38 @@ template <class C> struct Linear {
         return C::KB > 1 ? chunk ^ (row & 1) << 2 : chunk;
     }
 
-    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`, or makes `group` of it.
+    // The zero points and the scales of a group lie at `tail`, in each record of the stage.
+    __device__ __forceinline__ void load_zeros(Group &group, const u8 *tail) const {
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+            u32 at = warp_n * PAIRS + pair; // of 8 in the strip
+            W::template load_zero<T>(group.zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
+        }
+    }
+    __device__ __forceinline__ void load_scales(Group &group, const u8 *tail) const {
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; pair++) {
+            u32 at = warp_n * PAIRS + pair;
+            uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
+            group.scale[pair][0] = ptx::f16x2_to_f32(s.x);
+            group.scale[pair][1] = ptx::f16x2_to_f32(s.y);
+        }
+    }
+
+    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`, or makes `group` of it if weights are LIFTED.
     // Sums of rows go `row_sums` bytes into theirs.
     __device__ __forceinline__ void multiply(u32 at, u32 row_at, u32 row_sums, Accumulators &sums, Group &group) const {
         const u8 *stage = smem + at;
         u32 x[2] = {x_at[0] + (C::NORM > 0 ? row_at : at), x_at[1] + (C::NORM > 0 ? row_at : at)};
-        if (W::GROUPED) {
-            const u8 *tail = stage + C::WEIGHT_BYTES;
-#pragma unroll
-            for (int pair = 0; pair < PAIRS; pair++) {
-                u32 at = warp_n * PAIRS + pair; // of 8 in the strip
-                W::template load_zero<T>(group.zero[pair], tail + at / 4 * W::TAIL, at % 4, g);
-                uint2 s = *reinterpret_cast<const uint2 *>(tail + at / 4 * W::TAIL + (at % 4 * 8 + g) * 8);
-                group.scale[pair][0] = ptx::f16x2_to_f32(s.x);
-                group.scale[pair][1] = ptx::f16x2_to_f32(s.y);
-            }
-        }
         Accumulators &into = W::GROUPED ? group.sums : sums;
         float own[4]; // sums of 8 inputs
         unrolled<C::KB>([&](auto b) {
+            constexpr bool FIRST = W::GROUPED && b.value * 32 % W::GROUP == 0; // of its group
+            constexpr bool LAST = W::GROUPED && (b.value + 1) * 32 % W::GROUP == 0;
+            const u8 *tail = stage + C::WEIGHT_BYTES + b.value * 32 / W::GROUP * W::SCALES;
+            if constexpr (FIRST) {
+                load_zeros(group, tail);
+            }
             u32 a[PAIRS][2][2][4];
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
@@ -399,7 +350,7 @@ template <class C> struct Linear {
                 for (int pair = 0; pair < PAIRS; pair++) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
-                        if constexpr (W::GROUPED && b.value == 0) {
+                        if constexpr (FIRST) {
                             T::mma_from_zero(into[pair][j][i.value], a[pair][0][j], v.x, v.y);
                         } else {
                             T::mma(into[pair][j][i.value], a[pair][0][j], v.x, v.y);
@@ -414,6 +365,12 @@ template <class C> struct Linear {
                     }
                 }
             });
+            if constexpr (LAST) {
+                load_scales(group, tail);
+                if constexpr (!W::LIFTED) {
+                    fold_group(sums, group, 0);
+                }
+            }
         });
         if constexpr (C::OWN) {
             float sum = row_sum<4>(own);
@@ -436,7 +393,7 @@ template <class C> struct Linear {
             float scale = e < 2 ? group.scale[pair][j].x : group.scale[pair][j].y;
             float sum = group.sums[pair][j][tile][e];
             if constexpr (W::LIFTED) {
-                sum = __fmaf_rn(group.zero[pair].z[j][e / 2], e % 2 == 0 ? rows[tile].x : rows[tile].y, sum);
+                sum = __fmaf_rn(__uint_as_float(group.zero[pair].z[j][e / 2]), e % 2 == 0 ? rows[tile].x : rows[tile].y, sum);
                 scale *= 1.0f / W::template unit<T>(e / 2);
             }
             float &to = sums[pair][j][tile][e];
@@ -637,7 +594,7 @@ template <class C> struct Linear {
                     }
                 }
                 multiply(slot, row_at, row_sums, sums, group);
-                if constexpr (W::GROUPED && !C::DELAYED) {
+                if constexpr (W::LIFTED && !C::DELAYED) {
                     fold_group(sums, group, row_at / 32);
                 }
                 row_at += C::KB * 64;

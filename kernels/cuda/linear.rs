@@ -8,45 +8,26 @@ use qwenvl_graph::Activation;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
 
 use super::norm::MAX_RMS_COLS;
-use super::{Address, Half, Kernels, Result, abi, check};
+use super::{Address, Half, Kernels, Result, abi, check, name};
 
-/// Inputs per scale.
+/// Inputs of a record: what runs are cut by.
 pub const GROUP: usize = 128;
 /// Outputs of a strip.
 pub const STRIP: usize = 256;
 
 /// How weights are stored in records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightKind {
-    /// 4 bits with zero points.
-    Int4,
-    /// 8 bits with zero point 128.
-    Int8,
-    /// The type of the activations.
-    Dense,
-}
+pub use qwenvl_graph::cuda::WeightKind;
 
-impl WeightKind {
-    const fn kernel(self) -> &'static str {
-        match self {
-            WeightKind::Int4 => "int4_gemm",
-            WeightKind::Int8 => "int8_gemm",
-            WeightKind::Dense => "dense_gemm",
-        }
-    }
-
-    /// Bytes of a record of 128 x 128 weights.
-    pub const fn record_bytes(self) -> usize {
-        match self {
-            WeightKind::Int4 => 8512,
-            WeightKind::Int8 => 16640,
-            WeightKind::Dense => 32768,
-        }
-    }
-
-    /// Bytes of a matrix `[n, k]` in records.
-    pub const fn matrix_bytes(self, n: usize, k: usize) -> usize {
-        n.div_ceil(128) * k.div_ceil(128) * self.record_bytes()
+/// The kernel for weights of a kind, and its image.
+pub const fn kernel(kind: WeightKind) -> &'static str {
+    match kind {
+        WeightKind::Int4 => "int4_gemm",
+        WeightKind::Int4G64 => "int4_g64_gemm",
+        WeightKind::Int4G32 => "int4_g32_gemm",
+        WeightKind::Int8 => "int8_gemm",
+        WeightKind::Int8G32 => "int8_g32_gemm",
+        WeightKind::Dense => "dense_gemm",
+        WeightKind::Cast => "cast_gemm",
     }
 }
 
@@ -285,12 +266,12 @@ impl Kernels {
     /// Rows that [`Regime::SmallM`] takes: 64, or fewer where shared memory is small. More are several launches, with
     /// the same bits.
     pub fn small_rows(&self, kind: WeightKind, half: Half) -> usize {
-        self.function(&format!("{}_{}_m64", kind.kernel(), half.name())).config[1] as usize
+        self.function(&name!("{}_{}_m64", kernel(kind), half.name())).config[1] as usize
     }
 
     /// Rows that [`Kernels::linear_of_norm`] takes.
     pub fn norm_rows(&self, kind: WeightKind, half: Half) -> usize {
-        self.function(&format!("{}_{}_norm", kind.kernel(), half.name())).config[1] as usize
+        self.function(&name!("{}_{}_norm", kernel(kind), half.name())).config[1] as usize
     }
 
     /// Launches a linear layer of few rows whose `x` is f32 and normalised first: at most [`Kernels::norm_rows`] rows
@@ -302,7 +283,7 @@ impl Kernels {
     /// # Safety
     /// As [`Kernels::linear`].
     pub unsafe fn linear_of_norm(&self, stream: &CudaStream, l: &Linear, norm: &Normalised) -> Result<()> {
-        let (most, kernel) = (self.norm_rows(l.kind, l.half), l.kind.kernel());
+        let (most, kernel) = (self.norm_rows(l.kind, l.half), kernel(l.kind));
         check(kernel, l.regime == Regime::SmallM && l.m <= most && l.k <= MAX_RMS_COLS, || {
             format!("{} rows of {}, expected at most {most} of {MAX_RMS_COLS}", l.m, l.k)
         })?;
@@ -313,7 +294,7 @@ impl Kernels {
     /// # Safety
     /// As [`Kernels::linear`].
     unsafe fn launch_linear(&self, stream: &CudaStream, l: &Linear, norm: Option<&Normalised>) -> Result<()> {
-        let kernel = l.kind.kernel();
+        let kernel = kernel(l.kind);
         let limit = if l.regime == Regime::SmallM { 64 } else { usize::MAX };
         check(kernel, (1..=limit).contains(&l.m), || format!("{} rows, expected 1 to {limit}", l.m))?;
         check(kernel, l.n > 0 && l.k > 0 && l.k % 8 == 0 && l.ldx % 8 == 0, || {
@@ -394,15 +375,16 @@ impl Kernels {
         let (name, grid) = match l.regime {
             Regime::SmallM => {
                 let name = match norm {
-                    Some(_) => format!("{kernel}_{}_norm", l.half.name()),
-                    None => format!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
+                    Some(_) => name!("{kernel}_{}_norm", l.half.name()),
+                    None => name!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
                 };
                 let most = self.function(&name).config[1] as usize;
                 check(kernel, l.m <= most, || format!("{} rows: at most {most} on this device", l.m))?;
                 (name, l.n_runs as u32)
             }
             Regime::Prefill => {
-                let name = format!("{kernel}_{}_prefill", l.half.name());
+                check(kernel, l.kind != WeightKind::Cast, || "few rows only".into())?;
+                let name = name!("{kernel}_{}_prefill", l.half.name());
                 let tiles = l.m.div_ceil(self.function(&name).config[1] as usize) * l.n.div_ceil(STRIP);
                 (name, tiles.min(self.sm_count as usize) as u32)
             }
@@ -412,7 +394,7 @@ impl Kernels {
     }
 }
 
-/// The weight of output `n` and input `l` in the bytes of records: the layout of `linear.cuh` in Rust, for tests and
+/// The weight of output `n` and place `l` in the bytes of records: the layout of `linear.cuh` in Rust, for tests and
 /// tools.
 ///
 /// # Panics
@@ -440,22 +422,27 @@ pub fn matrix_weight(
     let (b, t, s, y) = (l % 128 / 32, l % 32 / 8, l % 8 / 4, l % 4);
     let lane = 4 * g + t;
     let tail = ((u * 8 + g) * 2 + j) * 2 + h;
-    let scale = |codes: usize| {
-        half::f16::from_le_bytes([record[codes + 2 * tail], record[codes + 2 * tail + 1]]).to_f64()
+    // Where the scales and zero points of the group start.
+    let group = |codes: usize| {
+        let groups = 128 / kind.group();
+        codes + l % 128 / kind.group() * ((kind.record_bytes() - codes) / groups)
     };
+    let scale =
+        |at: usize| half::f16::from_le_bytes([record[at + 2 * tail], record[at + 2 * tail + 1]]).to_f64();
     match kind {
-        WeightKind::Int4 => {
+        WeightKind::Int4 | WeightKind::Int4G64 | WeightKind::Int4G32 => {
             let word = ((u * 4 + b) * 32 + lane) * 16 + (2 * s + j) * 4;
             let nibble = h + 2 * (y / 2) + 4 * (y % 2);
             let code = record[word + nibble / 2] >> (4 * (nibble % 2)) & 15;
-            let zero = record[8192 + 256 + tail / 2] >> (4 * (tail % 2)) & 15;
-            (f64::from(code) - f64::from(zero)) * scale(8192)
+            let zero = record[group(8192) + 256 + tail / 2] >> (4 * (tail % 2)) & 15;
+            (f64::from(code) - f64::from(zero)) * scale(group(8192))
         }
-        WeightKind::Int8 => {
+        WeightKind::Int8 | WeightKind::Int8G32 => {
             let at = (((u * 4 + b) * 2 + j) * 32 + lane) * 16 + (2 * s + y / 2) * 4 + h + 2 * (y % 2);
-            (f64::from(record[at]) - 128.0) * scale(16384)
+            let zero = if kind == WeightKind::Int8 { 128 } else { record[group(16384) + 256 + tail] };
+            (f64::from(record[at]) - f64::from(zero)) * scale(group(16384))
         }
-        WeightKind::Dense => {
+        WeightKind::Dense | WeightKind::Cast => {
             let vector = ((u * 4 + b) * 2 + s) * 2 + j;
             let at = (vector * 32 + lane) * 16 + (h + 2 * (y / 2)) * 4 + 2 * (y % 2);
             let bits = u16::from_le_bytes([record[at], record[at + 1]]);

@@ -110,6 +110,43 @@ pub enum Error {
 /// The result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// The name of a kernel, put together without the heap: nothing is allocated for a launch.
+struct Name {
+    bytes: [u8; 48],
+    len: usize,
+}
+
+impl Name {
+    fn new(parts: std::fmt::Arguments) -> Name {
+        let mut name = Name { bytes: [0; 48], len: 0 };
+        std::fmt::Write::write_fmt(&mut name, parts).expect("names are short");
+        name
+    }
+}
+
+impl std::fmt::Write for Name {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        let place = self.bytes.get_mut(self.len..self.len + part.len()).ok_or(std::fmt::Error)?;
+        place.copy_from_slice(part.as_bytes());
+        self.len += part.len();
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).expect("made of text")
+    }
+}
+
+/// As `format!`, a [`Name`].
+macro_rules! name {
+    ($($parts:tt)*) => { $crate::kernels::cuda::Name::new(format_args!($($parts)*)) };
+}
+use name;
+
 fn driver<T>(what: impl Into<String>, result: std::result::Result<T, DriverError>) -> Result<T> {
     result.map_err(|source| Error::Driver { what: what.into(), source })
 }

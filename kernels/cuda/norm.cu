@@ -11,13 +11,27 @@
 // source  modeling_qwen2_vl.py of transformers 4.57.6 for where it rounds
 #include "norm.cuh"
 
+// As load_row, without a branch: all loads are under way before the first is waited for, which is most of the time of one
+// row.
+__device__ __forceinline__ void load_all(float4 (&x)[NORM_VECTORS], const float *row, u32 cols) {
+#pragma unroll
+    for (u32 i = 0; i < NORM_VECTORS; i++) {
+        x[i] = reinterpret_cast<const float4 *>(row)[min(i * THREADS + threadIdx.x, cols / 4 - 1)];
+    }
+}
+
 template <class T> __device__ __forceinline__ void rms_norm(const QwenvlNorm &p, u32 row) {
     __shared__ float scratch[8];
     float4 x[NORM_VECTORS];
     u32 from = p.row_index ? p.row_index[row] : row;
-    load_row(x, p.x + static_cast<u64>(from) * p.cols, p.cols);
+    load_all(x, p.x + static_cast<u64>(from) * p.cols, p.cols);
     float4 weight[NORM_VECTORS]; // asked for before the sum, which needs all of the row
-    load_row(weight, p.weight, p.cols);
+    load_all(weight, p.weight, p.cols);
+#pragma unroll
+    for (u32 i = 0; i < NORM_VECTORS; i++) {
+        bool there = (i * THREADS + threadIdx.x) * 4 < p.cols;
+        x[i] = there ? x[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
     float scale = rms_scale(x, p.cols, p.eps, scratch);
     uint2 *out = reinterpret_cast<uint2 *>(static_cast<u16 *>(p.out) + static_cast<u64>(row) * p.cols);
 #pragma unroll

@@ -6,7 +6,7 @@ use std::ptr;
 use cudarc::driver::CudaStream;
 use qwenvl_graph::DType;
 
-use super::{Address, Half, Kernels, Result, abi, check};
+use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// Most columns of RMSNorm.
 pub const MAX_RMS_COLS: usize = 8192;
@@ -75,8 +75,8 @@ pub struct Embed {
 pub enum Table {
     /// Row by row, in this type.
     Rows(DType),
-    /// As the dense records of a head that is tied to it, with rows in order, in the activations' type.
-    Records,
+    /// As the dense records of a head that is tied to it, with rows in order, in this type.
+    Records(Half),
 }
 
 /// One temporal slice of a picture on the device.
@@ -132,7 +132,7 @@ impl Kernels {
             cols: n.cols as u32,
             eps: n.eps as f32,
         };
-        let name = format!("{name}_{}", n.half.name());
+        let name = name!("{name}_{}", n.half.name());
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, (n.rows.div_ceil(rows_per_block) as u32, 1, 1), 256, &p) }
     }
@@ -156,14 +156,15 @@ impl Kernels {
             cols: e.cols as u32,
             vocab: e.vocab as u32,
             table_kind: match e.stored {
-                Table::Records => abi::QWENVL_RECORDS,
+                Table::Records(Half::BF16) => abi::QWENVL_RECORDS_BF16,
+                Table::Records(Half::F16) => abi::QWENVL_RECORDS_F16,
                 Table::Rows(DType::BF16) => abi::QWENVL_BF16,
                 Table::Rows(DType::F16) => abi::QWENVL_F16,
                 Table::Rows(DType::F32) => abi::QWENVL_F32,
                 Table::Rows(DType::I32) => return check("embed", false, || "a table of i32".into()),
             },
         };
-        let name = format!("embed_{}", e.half.name());
+        let name = name!("embed_{}", e.half.name());
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, (e.rows as u32, 1, 1), 256, &p) }
     }
@@ -199,7 +200,7 @@ impl Kernels {
             first_row: c.first_row as u32,
             rows: c.rows as u32,
         };
-        let name = format!("patchify_{}", c.half.name());
+        let name = name!("patchify_{}", c.half.name());
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, ((c.rows / block) as u32, 1, 1), 256, &p) }
     }

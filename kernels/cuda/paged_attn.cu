@@ -3,44 +3,59 @@
 //         before the second product
 // layout  q [n_seqs, ldq], out [n_seqs, ldo]: heads of 128 side by side; pages [2 (k, v), kv_heads, 64 tokens, 128].
 //         Keys are the A operand of mma (16 tokens), the up to 8 query heads of a key head the B operand: no padding
-//         at 8 heads. For the second product values are A, read transposed, and the weights B
-// order   chunks of 256 (or 128) tokens at absolute positions, a quarter to each warp: one maximum and one sum per
-//         warp, k16 steps ascending; then three joins of up to 16 parts, each by the largest maximum and sums in
-//         order: warps of a chunk, chunks, groups of 16 chunks. Set by the sequence's own length alone
-// launch  grid = (n_seqs · kv_heads, any number): a block takes every gridDim.y-th chunk, so that the grid need not
-//         know the lengths; block = 128. Lengths and pages come from device memory. 66 (34) KiB dynamic shared
-//         memory: 2 (4) blocks per SM, and as many fill the grid
+//         at 8 heads. For the second product values are A, channels by tokens, and the weights B
+// order   a sequence has splits of 64·n tokens, n the least with at most `max_splits` of them, 256 tokens or more; a
+//         split has units of 32 tokens, of which warp w takes w, w + 8, ...: online softmax over units, k16 steps
+//         ascending within. Then two joins, each by the largest maximum: warps of a split, splits. All is set by the
+//         sequence's own length and `max_splits`, which is the plan's
+// launch  grid = (n_seqs · kv_heads, any number): a block takes every gridDim.y-th split, so that the grid need not
+//         know the lengths; block = 256, 2 blocks per SM. Lengths and pages come from device memory
 // needs   head_dim 128, pages of 64 tokens, up to 8 query heads per key head; the new token's key and value are in
 //         their page; slots beyond the length are never read
 // bytes   2·128·2 per token and key head; bound by bandwidth
-// target  ≥ 85 % of 1.80 TB/s from 4,096 tokens on
-// source  flash decoding (Dao et al. 2023) for splitting the keys; split at fixed places, all else our own
+// target  ≥ 85 % of 1.80 TB/s from 6,144 tokens of 8 key heads on; about 2.5 us are start, end and join
+// source  flash decoding (Dao et al. 2023) for splitting the keys; all else our own
 //
-// A warp copies, waits for and reads its own quarter only: no barrier until the join. Keys of all its steps are asked for
-// at once; the values of a step take the place of its keys as soon as those are used, so that 64 KiB a block stay under
-// way. Rows in shared memory are 256 bytes: chunk c (16 bytes) of row r lies at c ^ (r & 7).
+// Keys and values go from memory to the registers that mma reads, past shared memory: the order of channels within a
+// product is free, so that a lane's eight neighbours serve two mma, and values need one permutation of bytes for each
+// register. A warp has keys or values of 32 tokens under way all the time, 8 KiB: 128 KiB per SM. That takes 128 registers,
+// so that what a warp needs once a unit lies in shared memory or is worked out again.
 #include "attention.cuh"
 
 constexpr u32 HEAD = 128;
-constexpr u32 ROW_BYTES = 2 * HEAD;
-constexpr u32 STEP_BYTES = 16 * ROW_BYTES; // of the keys, or values, of 16 tokens
 constexpr u32 MAX_GROUP = 8;
+constexpr u32 WARPS = THREADS / 32;
+constexpr u32 UNIT = 32;              // tokens, two steps of mma
 constexpr u32 HEAD_STRIDE = HEAD + 4; // floats of a head in shared memory; the 4 spread the banks
-constexpr u32 FOLD = QWENVL_DECODE_FOLD;
+constexpr u32 MOST_SPLITS = QWENVL_DECODE_SPLITS;
+static_assert(MAX_GROUP == WARPS && MOST_SPLITS == 64 && KEYS % UNIT == 0);
 
-// Σ over the keys so far, of one query head; channels 4·lane.. of `out` in each lane.
+// What a block works on. In shared memory: it would take registers from the main loop.
+struct Split {
+    u32 pair, kv_head, pages;
+    u32 index, count;    // of the splits of the sequence
+    u32 first, end;      // tokens
+};
+
+struct Shared {
+    uint4 q[4][32]; // as a lane wants it of each 32 channels
+    float parts[WARPS][MAX_GROUP][HEAD_STRIDE];
+    float2 max_sum[2][THREADS]; // of the heads 2t and 2t + 1 so far, of the sum a lane's part
+    Split split;
+    u32 flag;
+};
+
+// Σ over some keys, of one query head; channels 4·lane.. of `out` in each lane.
 struct Part {
     float max, sum; // as in RowPair
     float4 out;
 };
 
-__device__ __forceinline__ void add(Part &to, const Part &part) {
-    float factor = ptx::exp2(__fsub_rn(part.max, to.max));
-    to.sum = __fmaf_rn(part.sum, factor, to.sum);
-    to.out.x = __fmaf_rn(part.out.x, factor, to.out.x);
-    to.out.y = __fmaf_rn(part.out.y, factor, to.out.y);
-    to.out.z = __fmaf_rn(part.out.z, factor, to.out.z);
-    to.out.w = __fmaf_rn(part.out.w, factor, to.out.w);
+__device__ __forceinline__ void add(float4 &to, const float4 &out, float factor) {
+    to.x = __fmaf_rn(out.x, factor, to.x);
+    to.y = __fmaf_rn(out.y, factor, to.y);
+    to.z = __fmaf_rn(out.z, factor, to.z);
+    to.w = __fmaf_rn(out.w, factor, to.w);
 }
 
 // Parts in the workspace: the sums of all, 128 floats a head, then maxima and sums of weights in pairs.
@@ -48,49 +63,47 @@ struct Slot {
     float4 *out;
     float2 *max_sum;
 };
-__device__ __forceinline__ Slot slot(const QwenvlDecodeAttention &p, u32 pair, u32 index, u32 head) {
-    u64 at = (static_cast<u64>(pair) * p.max_chunks + index) * p.group + head;
-    u64 all = static_cast<u64>(p.n_seqs) * p.kv.kv_heads * p.max_chunks * p.group;
+__device__ __forceinline__ Slot slot(const QwenvlDecodeAttention &p, u32 pair, u32 split, u32 head) {
+    u64 at = (static_cast<u64>(pair) * p.slots + split) * p.group + head;
+    u64 all = static_cast<u64>(p.n_seqs) * p.kv.kv_heads * p.slots * p.group;
     return {reinterpret_cast<float4 *>(p.partials + at * HEAD), reinterpret_cast<float2 *>(p.partials + all * HEAD) + at};
 }
-__device__ __forceinline__ void store(const Slot &to, const Part &part) {
-    u32 lane = threadIdx.x % 32;
-    to.out[lane] = part.out;
-    if (lane == 0) {
-        *to.max_sum = make_float2(part.max, part.sum);
-    }
-}
-// Joins every `step`-th slot from `first` on, in order. Past L1: other blocks have written them. Loads go out eight at
-// a time and without a branch: a chain of one after the other would cost more than the attention itself.
-__device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 step, u32 count,
-                                           u32 head) {
-    constexpr u32 BATCH = 8;
-    const Slot from = slot(p, pair, first, head);
-    const u32 stride = step * p.group, lane = threadIdx.x % 32;
-    Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-    for (u32 i = 0; i < count; i += 32) {
-        all.max = fmaxf(all.max, __ldcg(from.max_sum + min(i + lane, count - 1) * stride).x);
-    }
+
+// Joins the splits of a head, in order; past L1, as other blocks have written them. Loads go out several at a time and
+// without a branch: a chain of one after the other would cost more than the attention itself.
+__device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 pair, u32 count, u32 head) {
+    constexpr u32 BATCH = 7; // eight would not fit beside the rest
+    const Slot from = slot(p, pair, 0, head);
+    const u32 lane = threadIdx.x % 32;
+    float2 of[2]; // of split `lane`, and of that 32 later
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, lanes));
+    for (u32 i = 0; i < 2; i++) {
+        of[i] = __ldcg(from.max_sum + min(i * 32 + lane, count - 1) * p.group);
     }
+    Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+    float factor[2];
     for (u32 start = 0; start < count; start += BATCH) {
-        const float4 *out_at = from.out + lane;
-        float2 max_sum = __ldcg(from.max_sum + min(start + lane, count - 1) * stride);
         float4 out[BATCH];
 #pragma unroll
         for (u32 i = 0; i < BATCH; i++) {
-            out[i] = __ldcg(out_at + min(start + i, count - 1) * stride * (HEAD / 4));
+            out[i] = __ldcg(from.out + lane + min(start + i, count - 1) * p.group * (HEAD / 4));
         }
-        // What is beyond the last weighs nothing.
-        if (start + lane >= count) {
-            max_sum = make_float2(LOWEST, 0.0f);
+        if (start == 0) {
+            all.max = fmaxf(of[0].x, of[1].x);
+#pragma unroll
+            for (int lanes = 16; lanes > 0; lanes /= 2) {
+                all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, lanes));
+            }
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                // What is beyond the last weighs nothing.
+                factor[i] = i * 32 + lane < count ? ptx::exp2(__fsub_rn(of[i].x, all.max)) : 0.0f;
+            }
+            all.sum = warp_sum(__fmaf_rn(of[1].y, factor[1], __fmul_rn(of[0].y, factor[0])));
         }
 #pragma unroll
         for (u32 i = 0; i < BATCH; i++) {
-            float max = __shfl_sync(0xffffffffu, max_sum.x, i), sum = __shfl_sync(0xffffffffu, max_sum.y, i);
-            add(all, {max, sum, out[i]});
+            add(all.out, out[i], __shfl_sync(0xffffffffu, start + i < 32 ? factor[0] : factor[1], (start + i) % 32));
         }
     }
     return all;
@@ -111,8 +124,9 @@ __device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
 }
 
 template <class T>
-__device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, u32 sequence, u32 kv_head, u32 head, const Part &all) {
-    const u32 lane = threadIdx.x % 32, query_head = kv_head * p.group + head;
+__device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, u32 pair, u32 head, const Part &all) {
+    const u32 sequence = pair / p.kv.kv_heads, query_head = pair % p.kv.kv_heads * p.group + head;
+    const u32 lane = threadIdx.x % 32;
     float inverse = ptx::reciprocal(all.sum);
     u32 low = T::pack(__fmul_rn(all.out.x, inverse), __fmul_rn(all.out.y, inverse));
     u32 high = T::pack(__fmul_rn(all.out.z, inverse), __fmul_rn(all.out.w, inverse));
@@ -120,225 +134,246 @@ __device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, u32 seque
     reinterpret_cast<uint2 *>(out)[lane] = make_uint2(low, high);
 }
 
-// One chunk of `64 · STEPS` tokens of a sequence and key head.
-template <class T, int STEPS>
-__device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, u32 sequence, u32 kv_head, u32 chunk, u32 pages,
-                                       u32 length, char *memory) {
-    constexpr u32 WARP_TOKENS = 16 * STEPS, CHUNK = 4 * WARP_TOKENS;
-    const u32 chunks = (length + CHUNK - 1) / CHUNK;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = p.group;
-    // Shared memory: the queries [8, 128], then a ring for each warp, in the end its part of the result.
-    const u32 q_at = ptx::shared_address(memory);
-    const u32 ring = q_at + MAX_GROUP * ROW_BYTES + warp * STEPS * STEP_BYTES;
-    char *own = memory + MAX_GROUP * ROW_BYTES + warp * STEPS * STEP_BYTES;
-
-    const u32 first = chunk * CHUNK + warp * WARP_TOKENS;
-    const u32 page = p.page_table[pages + min(first, length - 1) / KEYS];
-    const u16 *keys = static_cast<const u16 *>(p.kv.pages) +
-                      (page * p.kv.page_stride + (kv_head * KEYS + first % KEYS) * HEAD + lane * 8);
-    const u16 *values = keys + p.kv.kv_heads * (KEYS * HEAD);
-    // A lane copies chunk lane % 16 of every second row.
-    const int left = static_cast<int>(length) - static_cast<int>(first + lane / 16);
-    const u32 place = lane / 16 * ROW_BYTES + (lane % 16 ^ lane / 16) * 16;
-    auto copy = [&](int step, const u16 *from) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            ptx::copy16(ring + step * STEP_BYTES + i * 2 * ROW_BYTES + (place ^ i % 4 * 32),
-                        from + (step * 16 + i * 2) * HEAD, step * 16 + i * 2 < left ? 16 : 0);
-        }
-        ptx::copy_commit();
-    };
-    {
-        u32 head = threadIdx.x / 16;
-        bool there = head < group;
-        const u16 *q = static_cast<const u16 *>(p.q) + static_cast<u64>(sequence) * p.ldq +
-                       (kv_head * group + (there ? head : 0)) * HEAD + threadIdx.x % 16 * 8;
-        ptx::copy16(q_at + head * ROW_BYTES + (threadIdx.x % 16 ^ head) * 16, q, there ? 16 : 0);
-    }
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        copy(step, keys);
-    }
-
-    // Where a lane reads its row of the four 8x8 matrices of 16 tokens and 16 channels, in the order of an A operand: of
-    // keys the two rows of a chunk first; of values, read transposed, the two chunks of a row. The next 16 channels are
-    // at the address XOR 32.
-    const u32 tall = ring + lane % 16 * ROW_BYTES + (lane / 16 ^ lane % 8) * 16;
-    const u32 wide = ring + (lane / 16 * 8 + lane % 8) * ROW_BYTES + ((lane / 8 & 1) ^ lane % 8) * 16;
-    ptx::copy_wait<STEPS - 1>();
-    __syncthreads(); // the queries are here, and the warp's first keys
-    u32 q[4][4];     // two k16 steps each
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        ptx::load_matrix4(q[i], q_at + lane % 8 * ROW_BYTES + ((i * 4 + lane / 8) ^ lane % 8) * 16);
-    }
-    float score[STEPS][4]; // tokens g, g, g + 8, g + 8; heads 2t, 2t + 1
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        if (step > 0) {
-            ptx::copy_wait<STEPS - 1>();
-            __syncwarp();
-        }
-        score[step][0] = score[step][1] = score[step][2] = score[step][3] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            u32 k[4];
-            ptx::load_matrix4(k, (tall ^ i % 4 * 32) + i / 4 * 128 + step * STEP_BYTES);
-            T::mma(score[step], k, q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
-        }
-        __syncwarp(); // all lanes have their keys
-        copy(step, values);
-    }
-
-    float max[2], sum[2];
+// Leaves a warp's sums in shared memory. Channels 4c.. of a head lie at c ^ (c / 2 & 1): so that lanes write to different
+// banks.
+__device__ __forceinline__ void store_part(Shared &shared, const float (&out)[8][4]) {
+    const u32 thread = ptx::opaque(threadIdx.x), warp = thread / 32, g = thread % 32 / 4, t = thread % 4;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float most = HIDDEN;
+        float2 all = shared.max_sum[h][thread];
+        all.y = __fadd_rn(all.y, __shfl_xor_sync(0xffffffffu, all.y, 4));
+        all.y = __fadd_rn(all.y, __shfl_xor_sync(0xffffffffu, all.y, 8));
+        all.y = __fadd_rn(all.y, __shfl_xor_sync(0xffffffffu, all.y, 16));
+        float *part = shared.parts[warp][t * 2 + h];
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-#pragma unroll
-            for (int c = h; c < 4; c += 2) {
-                if (first + step * 16 + c / 2 * 8 + lane / 4 >= length) {
-                    score[step][c] = HIDDEN;
-                }
-                most = fmaxf(most, score[step][c]);
-            }
+        for (u32 c = 0; c < 4; c++) {
+            const u32 half = c / 2, odd = c % 2;
+            const u32 at = half * 16 + g * 2 + (odd ^ (g & 1));
+            const int i = odd * 4;
+            reinterpret_cast<float4 *>(part)[at] = make_float4(out[i][half * 2 + h], out[i + 1][half * 2 + h],
+                                                               out[i + 2][half * 2 + h], out[i + 3][half * 2 + h]);
         }
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
-        max[h] = fmaxf(__fmul_rn(most, p.scale_log2), LOWEST);
-        sum[h] = 0.0f;
-#pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-#pragma unroll
-            for (int c = h; c < 4; c += 2) {
-                score[step][c] = ptx::exp2(__fmaf_rn(score[step][c], p.scale_log2, -max[h]));
-                sum[h] = __fadd_rn(sum[h], score[step][c]);
-            }
+        if (g == 0) {
+            *reinterpret_cast<float2 *>(part + HEAD) = all;
         }
-        sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(0xffffffffu, sum[h], 4));
-        sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(0xffffffffu, sum[h], 8));
-        sum[h] = __fadd_rn(sum[h], __shfl_xor_sync(0xffffffffu, sum[h], 16));
     }
+}
 
-    float out[8][4]; // channels g, g, g + 8, g + 8 of each 16; heads 2t, 2t + 1
+// The warp's part of a split, into shared memory.
+template <class T> __device__ __forceinline__ void attend(const QwenvlDecodeAttention &p, Shared &shared) {
+    const u32 thread = ptx::opaque(threadIdx.x);
+    auto page_of = [&](u32 token) { return p.page_table[shared.split.pages + token / KEYS]; };
+    auto unit_at = [&](u32 page, u32 token) {
+        const u32 row = shared.split.kv_head * KEYS + token % KEYS;
+        return static_cast<const u16 *>(p.kv.pages) + (page * p.kv.page_stride + row * HEAD);
+    };
+
+    // Tokens of a unit from the 16·step-th on; beyond the last of the sequence that one again. Keys: tokens g and g + 8,
+    // channels 8t.. of each 32. Values: tokens 2t, 2t + 1, 2t + 8, 2t + 9, channels 8g.. of each 64.
+    auto load_keys = [&](uint4 (&to)[8], const u16 *unit, u32 step, u32 last) {
+        const u32 lane = ptx::lane();
+        const u16 *from = unit + lane % 4 * 8;
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            const u16 *row = from + ptx::opaque(min(step * 16 + i * 8 + lane / 4, last)) * HEAD;
+#pragma unroll
+            for (u32 j = 0; j < 4; j++) {
+                to[i * 4 + j] = ptx::load16_global(row + j * 32);
+            }
+        }
+    };
+    auto load_values = [&](uint4 (&to)[8], const u16 *unit, u32 step, u32 last) {
+        const u32 lane = ptx::lane();
+        const u16 *from = unit + p.kv.kv_heads * (KEYS * HEAD) + lane / 4 * 8;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u16 *row = from + ptx::opaque(min(step * 16 + i / 2 * 8 + lane % 4 * 2 + i % 2, last)) * HEAD;
+            to[2 * i] = ptx::load16_global(row);
+            to[2 * i + 1] = ptx::load16_global(row + 64);
+        }
+    };
+
+    u32 first = shared.split.first + thread / 32 * UNIT, end = shared.split.end;
+    const u16 *unit = nullptr;
+    uint4 x[8], y[8]; // keys, then values, of the steps of a unit
+    if (first < end) {
+        unit = unit_at(page_of(first), first);
+        load_keys(x, unit, 0, end - 1 - first);
+        load_keys(y, unit, 1, end - 1 - first);
+    }
+    if (thread < 128) {
+        const u32 warp = thread / 32, lane = thread % 32, head = lane / 4;
+        const u16 *q = static_cast<const u16 *>(p.q) + static_cast<u64>(shared.split.pair / p.kv.kv_heads) * p.ldq +
+                       (shared.split.kv_head * p.group + min(head, p.group - 1)) * HEAD + warp * 32 + lane % 4 * 8;
+        shared.q[warp][lane] = *reinterpret_cast<const uint4 *>(q); // beyond the group any head: nobody reads its result
+    }
+    __syncthreads();
+
+    shared.max_sum[0][thread] = shared.max_sum[1][thread] = make_float2(LOWEST, 0.0f);
+    float out[8][4]; // channels 8g + i, 8g + i, 64 + 8g + i, 64 + 8g + i; heads 2t, 2t + 1
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         out[i][0] = out[i][1] = out[i][2] = out[i][3] = 0.0f;
     }
+    while (first < (end = shared.split.end)) {
+        const u32 last = end - 1 - first, next = first + WARPS * UNIT;
+        float score[2][4]; // tokens g, g, g + 8, g + 8 of a step; heads 2t, 2t + 1
+        auto multiply_keys = [&](float (&s)[4], const uint4 (&k)[8]) {
+            s[0] = s[1] = s[2] = s[3] = 0.0f;
 #pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-        if (step == 0) {
-            ptx::copy_wait<STEPS - 1>();
-        } else if (step == 1) {
-            ptx::copy_wait<STEPS - 2>();
-        } else if (step == 2) {
-            ptx::copy_wait<1>();
-        } else {
-            ptx::copy_wait<0>();
+            for (int i = 0; i < 4; i++) {
+                const uint4 q = ptx::load16(ptx::shared_address(&shared.q[i][thread % 32]));
+                const u32 low[4] = {k[i].x, k[4 + i].x, k[i].y, k[4 + i].y};
+                const u32 high[4] = {k[i].z, k[4 + i].z, k[i].w, k[4 + i].w};
+                T::mma(s, low, q.x, q.y);
+                T::mma(s, high, q.z, q.w);
+            }
+        };
+        multiply_keys(score[0], x);
+        load_values(x, unit, 0, last);
+        multiply_keys(score[1], y);
+        load_values(y, unit, 1, last);
+        const u32 next_page = next < end ? page_of(next) : 0;
+
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float most = HIDDEN;
+#pragma unroll
+            for (u32 c = 0; c < 4; c++) {
+                float &s = score[c / 2][c % 2 * 2 + h];
+                if (c * 8 + thread % 32 / 4 > last) {
+                    s = HIDDEN;
+                }
+                most = fmaxf(most, s);
+            }
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 4));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 8));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 16));
+            const float2 old = shared.max_sum[h][thread];
+            const float max = fmaxf(old.x, __fmul_rn(most, p.scale_log2)), factor = ptx::exp2(__fsub_rn(old.x, max));
+            float sum = __fmul_rn(old.y, factor);
+#pragma unroll
+            for (u32 c = 0; c < 4; c++) {
+                float &s = score[c / 2][c % 2 * 2 + h];
+                s = ptx::exp2(__fmaf_rn(s, p.scale_log2, -max));
+                sum = __fadd_rn(sum, s);
+            }
+            shared.max_sum[h][thread] = make_float2(max, sum);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                out[i][h] = __fmul_rn(out[i][h], factor);
+                out[i][2 + h] = __fmul_rn(out[i][2 + h], factor);
+            }
         }
-        __syncwarp();
         // Tokens x heads, as the first product leaves them, to heads x tokens, as B wants them.
-        u32 low = ptx::transpose(T::pack(score[step][0], score[step][1]));
-        u32 high = ptx::transpose(T::pack(score[step][2], score[step][3]));
+        u32 weights[4];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            u32 v[4];
-            ptx::load_matrix4_transposed(v, (wide ^ i % 4 * 32) + i / 4 * 128 + step * STEP_BYTES);
-            T::mma(out[i], v, low, high);
+        for (int c = 0; c < 4; c++) {
+            weights[c] = ptx::transpose(T::pack(score[c / 2][c % 2 * 2], score[c / 2][c % 2 * 2 + 1]));
+        }
+        auto multiply_values = [&](u32 low, u32 high, const uint4 (&v)[8]) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                // Two tokens of a channel side by side.
+                auto word = [&](const uint4 &w) { return i / 2 == 0 ? w.x : i / 2 == 1 ? w.y : i / 2 == 2 ? w.z : w.w; };
+                auto pair_of = [&](int j) { return __byte_perm(word(v[j]), word(v[j + 2]), i % 2 ? 0x7632 : 0x5410); };
+                const u32 a[4] = {pair_of(0), pair_of(1), pair_of(4), pair_of(5)};
+                T::mma(out[i], a, low, high);
+            }
+        };
+        multiply_values(weights[0], weights[1], x);
+        first = next;
+        end = shared.split.end;
+        unit = unit_at(next_page, next);
+        if (next < end) {
+            load_keys(x, unit, 0, end - 1 - next);
+        }
+        multiply_values(weights[2], weights[3], y);
+        if (next < end) {
+            load_keys(y, unit, 1, end - 1 - next);
         }
     }
 
-    __syncwarp(); // all lanes have their values
-    float *part = reinterpret_cast<float *>(own);
+    store_part(shared, out);
+}
+
+// Joins the warps of a split, and as the last block of a sequence all splits: a warp has a head, four channels a lane.
+template <class T> __device__ __forceinline__ void join(const QwenvlDecodeAttention &p, Shared &shared) {
+    const u32 pair = shared.split.pair, head = threadIdx.x / 32, lane = threadIdx.x % 32, group = p.group;
+    const u32 n_splits = shared.split.count;
+    if (head < group) {
+        Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
+        float2 of[WARPS];
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        u32 head = lane % 4 * 2 + h;
+        for (u32 i = 0; i < WARPS; i++) {
+            of[i] = *reinterpret_cast<const float2 *>(shared.parts[i][head] + HEAD);
+            all.max = fmaxf(all.max, of[i].x);
+        }
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            part[head * HEAD_STRIDE + i * 16 + lane / 4] = out[i][h];
-            part[head * HEAD_STRIDE + i * 16 + 8 + lane / 4] = out[i][h + 2];
+        for (u32 i = 0; i < WARPS; i++) {
+            float factor = ptx::exp2(__fsub_rn(of[i].x, all.max));
+            all.sum = __fmaf_rn(of[i].y, factor, all.sum);
+            add(all.out, reinterpret_cast<const float4 *>(shared.parts[i][head])[lane ^ (lane / 2 & 1)], factor);
         }
-        if (lane < 4) {
-            reinterpret_cast<float2 *>(part + head * HEAD_STRIDE + HEAD)[0] = make_float2(max[h], sum[h]);
+        if (n_splits == 1) {
+            finish<T>(p, pair, head, all);
+        } else {
+            const Slot to = slot(p, pair, shared.split.index, head);
+            to.out[lane] = all.out;
+            if (lane == 0) {
+                *to.max_sum = make_float2(all.max, all.sum);
+            }
         }
+    }
+    if (n_splits > 1 && is_last(p.arrivals + pair, n_splits, &shared.flag) && head < group) {
+        finish<T>(p, pair, head, join_slots(p, pair, n_splits, head));
+    }
+}
+
+// Split `index` of the sequence and key head `pair`, if there is one.
+__device__ __forceinline__ Split split_of(const QwenvlDecodeAttention &p, u32 pair, u32 index) {
+    const QwenvlSequence s = p.sequences[pair / p.kv.kv_heads];
+    const u32 length = s.past + s.rows, each = (length + p.max_splits - 1) / p.max_splits;
+    const u32 tokens = max((each + KEYS - 1) / KEYS * KEYS, QWENVL_DECODE_TOKENS);
+    return {pair, pair % p.kv.kv_heads, s.pages, index, (length + tokens - 1) / tokens, index * tokens,
+            min((index + 1) * tokens, length)};
+}
+
+template <class T> __device__ __forceinline__ void paged_attn(const QwenvlDecodeAttention &p, Shared &shared) {
+    if (threadIdx.x == 0) {
+        shared.split = split_of(p, blockIdx.x, blockIdx.y);
     }
     __syncthreads();
-
-    // From here on a warp has the heads warp and warp + 4, four channels a lane.
-    const u32 pair = sequence * p.kv.kv_heads + kv_head;
-    const u32 supers = (chunks + FOLD - 1) / FOLD, max_supers = (p.max_chunks + FOLD - 1) / FOLD;
-    for (u32 head = warp; head < group; head += 4) {
-        auto from = [&](u32 i) {
-            return reinterpret_cast<const float *>(memory + MAX_GROUP * ROW_BYTES + i * STEPS * STEP_BYTES) +
-                   head * HEAD_STRIDE;
-        };
-        Part all = {LOWEST, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            all.max = fmaxf(all.max, from(i)[HEAD]);
+    if (shared.split.count == 0) { // no sequence: zeros, so that what reads whole batches reads numbers
+        if (blockIdx.y == 0 && threadIdx.x / 32 < p.group) {
+            finish<T>(p, blockIdx.x, threadIdx.x / 32, {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}});
         }
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            add(all, {from(i)[HEAD], from(i)[HEAD + 1], reinterpret_cast<const float4 *>(from(i))[lane]});
-        }
-        if (chunks == 1) {
-            finish<T>(p, sequence, kv_head, head, all);
-        } else {
-            store(slot(p, pair, chunk, head), all);
-        }
-    }
-    if (chunks == 1) {
         return;
     }
-    u32 *arrivals = p.arrivals + pair * (max_supers + 1), *flag = reinterpret_cast<u32 *>(memory);
-    const u32 super = chunk / FOLD, in_super = min(FOLD, chunks - super * FOLD);
-    if (!is_last(arrivals + super, in_super, flag)) {
+    u32 next = blockIdx.y;
+    if (next >= shared.split.count) {
         return;
     }
-    for (u32 head = warp; head < group; head += 4) {
-        Part all = join_slots(p, pair, super * FOLD, 1, in_super, head);
-        if (supers == 1) {
-            finish<T>(p, sequence, kv_head, head, all);
-        } else {
-            // In place of the first of them: nobody else reads this head of it.
-            store(slot(p, pair, super * FOLD, head), all);
+    while (true) {
+        attend<T>(p, shared);
+        __syncthreads();
+        join<T>(p, shared);
+        next = shared.split.index + gridDim.y;
+        if (next >= shared.split.count) {
+            return;
         }
-    }
-    if (supers == 1 || !is_last(arrivals + max_supers, supers, flag)) {
-        return;
-    }
-    for (u32 head = warp; head < group; head += 4) {
-        finish<T>(p, sequence, kv_head, head, join_slots(p, pair, 0, FOLD, supers, head));
-    }
-}
-
-template <class T, int STEPS>
-__device__ __forceinline__ void paged_attn(const QwenvlDecodeAttention &p, u32 pair, u32 first, u32 stride, char *memory) {
-    constexpr u32 CHUNK = 64 * STEPS;
-    const u32 sequence = pair / p.kv.kv_heads, kv_head = pair % p.kv.kv_heads;
-    const QwenvlSequence s = p.sequences[sequence];
-    const u32 length = s.past + s.rows;
-    if (length == 0 && first == 0) { // no sequence: zeros, so that what reads whole batches reads numbers
-        for (u32 head = threadIdx.x / 32; head < p.group; head += 4) {
-            finish<T>(p, sequence, kv_head, head, {0.0f, 1.0f, {0.0f, 0.0f, 0.0f, 0.0f}});
-        }
-    }
-    for (u32 chunk = first; chunk * CHUNK < length; chunk += stride) {
-        attend<T, STEPS>(p, sequence, kv_head, chunk, s.pages, length, memory);
         __syncthreads(); // shared memory is free again
+        if (threadIdx.x == 0) {
+            shared.split = split_of(p, blockIdx.x, next);
+        }
+        __syncthreads();
     }
 }
 
-extern __shared__ __align__(128) char shared_memory[];
-
-#define PAGED_ATTN(name, T, STEPS)                                                                                     \
-    extern "C" __global__ __launch_bounds__(128, 4) void name(const __grid_constant__ QwenvlDecodeAttention p) {       \
-        paged_attn<T, STEPS>(p, blockIdx.x, blockIdx.y, gridDim.y, shared_memory);                                     \
-    }                                                                                                                  \
-    CONFIG(name, MAX_GROUP * ROW_BYTES + 4 * STEPS * STEP_BYTES, 64 * STEPS)
-PAGED_ATTN(paged_attn_256_bf16, BF16, 4);
-PAGED_ATTN(paged_attn_256_f16, F16, 4);
-PAGED_ATTN(paged_attn_128_bf16, BF16, 2);
-PAGED_ATTN(paged_attn_128_f16, F16, 2);
+#define PAGED_ATTN(name, T)                                                                                            \
+    extern "C" __global__ __launch_bounds__(THREADS, 2) void name(const __grid_constant__ QwenvlDecodeAttention p) {   \
+        __shared__ Shared shared;                                                                                      \
+        paged_attn<T>(p, shared);                                                                                      \
+    }
+PAGED_ATTN(paged_attn_bf16, BF16)
+PAGED_ATTN(paged_attn_f16, F16)

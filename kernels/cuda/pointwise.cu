@@ -1,5 +1,5 @@
 // pointwise: activations, SwiGLU and residual sums, where a plan has not fused them; columns in another order
-// math    swiglu: silu(x) · y; quick_gelu: x · sigmoid(1.702 x); gelu: x · Φ(x); add: x + y; all in f32; select_columns: x[:, y]
+// math    swiglu: silu(x) · y; quick_gelu: x · sigmoid(1.702 x); gelu: x · Φ(x); add: x + y; all in f32; select_columns: x[:, y], or 0 for no input
 // layout  x, out, y of swiglu: 16-bit [rows, cols]; y and out of add: f32, may be the same
 // launch  grid = elements / 2048 (1024 for add), block = 256, eight (four) elements a thread
 // needs   cols a multiple of 8
@@ -46,9 +46,10 @@ POINTWISE(gelu_f16, F16, false, gelu(x))
 
 extern "C" __global__ __launch_bounds__(THREADS) void select_columns(const __grid_constant__ QwenvlPointwise p) {
     const u32 *index = static_cast<const u32 *>(p.y);
-    const u64 row = static_cast<u64>(blockIdx.x) * p.cols;
+    const u16 *from = static_cast<const u16 *>(p.x) + static_cast<u64>(blockIdx.x) * p.ldx;
+    u16 *out = static_cast<u16 *>(p.out) + static_cast<u64>(blockIdx.x) * p.cols;
     for (u32 i = threadIdx.x; i < p.cols; i += THREADS) {
-        static_cast<u16 *>(p.out)[row + i] = static_cast<const u16 *>(p.x)[row + index[i]];
+        out[i] = index[i] == QWENVL_NO_INPUT ? 0 : from[index[i]];
     }
 }
 extern "C" __global__ __launch_bounds__(THREADS) void add_bf16(const __grid_constant__ QwenvlPointwise p) { add<BF16>(p); }

@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use qwenvl_graph::Activation;
 
 use super::linear::{Kv, Rope};
-use super::{Address, Half, Kernels, Result, abi, check};
+use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// What to do with `x`, `[rows, cols]` of the activations' type unless said otherwise.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +39,12 @@ pub enum PointwiseOp {
         /// `[rows]` u32.
         slots: Address,
     },
-    /// `out[:, i] = x[:, index[i]]`.
+    /// `out[:, i] = x[:, index[i]]`, or 0 for [`super::repack::NO_INPUT`].
     Columns {
         /// `[cols]` u32.
         index: Address,
+        /// Columns of `x`.
+        ldx: usize,
     },
     /// `out[i] = x[index[i]]`, both f32.
     Gather {
@@ -88,6 +90,7 @@ impl Kernels {
             out: c.out as *mut c_void,
             rows,
             cols,
+            ldx: cols,
         };
         let half = c.half.name();
         // SAFETY, of each launch: the caller's promise.
@@ -98,19 +101,20 @@ impl Kernels {
                     Activation::Gelu => "gelu",
                 };
                 // SAFETY: see above.
-                unsafe { self.launch(stream, &format!("{name}_{half}"), (blocks(8), 1, 1), 256, &p(0)) }
+                unsafe { self.launch(stream, &name!("{name}_{half}"), (blocks(8), 1, 1), 256, &p(0)) }
             }
             PointwiseOp::SwiGlu { up } => {
                 // SAFETY: see above.
-                unsafe { self.launch(stream, &format!("swiglu_{half}"), (blocks(8), 1, 1), 256, &p(up)) }
+                unsafe { self.launch(stream, &name!("swiglu_{half}"), (blocks(8), 1, 1), 256, &p(up)) }
             }
             PointwiseOp::Add { residual } => {
                 // SAFETY: see above.
-                unsafe { self.launch(stream, &format!("add_{half}"), (blocks(4), 1, 1), 256, &p(residual)) }
+                unsafe { self.launch(stream, &name!("add_{half}"), (blocks(4), 1, 1), 256, &p(residual)) }
             }
-            PointwiseOp::Columns { index } => {
+            PointwiseOp::Columns { index, ldx } => {
+                let p = abi::QwenvlPointwise { ldx: ldx as u32, ..p(index) };
                 // SAFETY: see above.
-                unsafe { self.launch(stream, "select_columns", (rows, 1, 1), 256, &p(index)) }
+                unsafe { self.launch(stream, "select_columns", (rows, 1, 1), 256, &p) }
             }
             PointwiseOp::Gather { index } => {
                 // SAFETY: see above.
@@ -133,7 +137,7 @@ impl Kernels {
                     rope: rope.abi(),
                 };
                 // SAFETY: see above.
-                unsafe { self.launch(stream, &format!("rope_{half}"), (rows, 1, 1), 256, &p) }
+                unsafe { self.launch(stream, &name!("rope_{half}"), (rows, 1, 1), 256, &p) }
             }
             PointwiseOp::WriteKv { values, kv, slots } => {
                 let heads = kv.heads;

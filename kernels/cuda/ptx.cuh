@@ -13,8 +13,19 @@ __device__ __forceinline__ u32 shared_address(const void *p) { return static_cas
 // No instruction: the compiler moves no memory access across.
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
 
-// No instruction: the compiler keeps x rather than what it would compute it from again.
-__device__ __forceinline__ void keep(u32 &x) { asm("" : "+r"(x)); }
+// No instruction: the compiler takes the result for a new number, so that nothing that follows from it is worked out
+// before and held in registers.
+__device__ __forceinline__ u32 opaque(u32 x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// Read again each time: it takes no register in between.
+__device__ __forceinline__ u32 lane() {
+    u32 lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
 
 // A cache policy for data that is read once.
 __device__ __forceinline__ u64 evict_first() {
@@ -28,7 +39,7 @@ __device__ __forceinline__ void copy16(u32 to, const void *from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 // `OFFSET` bytes on at both ends.
-template <int OFFSET> __device__ __forceinline__ void copy16_hint(u32 to, const void *from, u32 bytes, u64 policy) {
+template <int OFFSET = 0> __device__ __forceinline__ void copy16_hint(u32 to, const void *from, u32 bytes, u64 policy) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0 + %4], [%1 + %4], 16, %2, %3;" ::"r"(to), "l"(from),
                  "r"(bytes), "l"(policy), "n"(OFFSET)
                  : "memory");
@@ -39,8 +50,17 @@ template <int N> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// 16 bytes of global memory, past L1.
+__device__ __forceinline__ uint4 load16_global(const void *from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
 // 16 bytes of shared memory in one piece: the compiler may load a part of them again by itself, across banks.
-template <int OFFSET> __device__ __forceinline__ uint4 load16(u32 from) {
+template <int OFFSET = 0> __device__ __forceinline__ uint4 load16(u32 from) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)

@@ -1,11 +1,12 @@
 // repack: weights as the checkpoint holds them into the records of linear.cuh
 // math    moves bits; 16- and 32-bit weights are rounded to T
 // layout  in: AWQ codes [k, n/8], output 8c + j in nibble R[j], R = 0 4 1 5 2 6 3 7; GPTQ codes [k/8, n] (4-bit) or
-//         [k/4, n] (8-bit), input low bits first, in any order of inputs, zeros [k/128, n/8], output low bits first;
+//         [k/4, n] (8-bit), input low bits first, zeros [groups, n/8] or [groups, n/4], output low bits first;
 //         16- and 32-bit [n, k].
-//         Up to three matrices stacked along n. out: see linear.cuh
-// launch  grid = (k/128, n/128), a record per block of 256 threads
-// needs   n of every part % 8 == 0 for 4 and 8 bits; `half` % 8 == 0; groups of 128 inputs
+//         Up to three matrices stacked along n. out: see linear.cuh. Inputs of codes may come in any order, places
+//         between them may be empty: these weigh nothing. So groups of any size start where a scale does.
+// launch  grid = (places/128, n/128), a record per block of 256 threads
+// needs   n of every part % 8 == 0 for 4 and 8 bits; `half` % 8 == 0
 // bytes   reads each source byte once and writes each record byte once; runs once per load
 // target  faster than the copy to the device that precedes it
 // source  this project's; formats after AutoAWQ 0.2.9 packing_utils.py and AutoGPTQ 0.7.1 qlinear
@@ -39,13 +40,33 @@ __device__ __forceinline__ u32 output_of(const QwenvlRepack &p, u32 row) {
 
 __device__ __forceinline__ u32 nibble_shift_awq(u32 n) { return 4 * (n % 8 / 2 + n % 2 * 4); }
 
-template <u32 KIND> __device__ __forceinline__ u32 code(const QwenvlRepack &p, u32 n, u32 k) {
-    const QwenvlSource *source = find(p, n);
-    if (source == nullptr) {
+// The zero point of output n of `source` at a place.
+template <u32 KIND> __device__ __forceinline__ u32 zero(const QwenvlRepack &p, const QwenvlSource *source, u32 n, u32 place) {
+    // Groups that start behind the last place are none.
+    if (source == nullptr || place / p.group * p.group >= p.k || (KIND == QWENVL_GPTQ8 && !p.zeros)) {
         return KIND == QWENVL_GPTQ8 ? 128 : 0;
     }
+    const u32 *words = static_cast<const u32 *>(source->zeros);
+    const u64 group = source->groups[place / p.group];
+    if (KIND == QWENVL_AWQ4) {
+        return words[group * (source->n / 8) + n / 8] >> nibble_shift_awq(n) & 15;
+    }
+    if (KIND == QWENVL_GPTQ4) {
+        return (words[group * (source->n / 8) + n / 8] >> 4 * (n % 8)) + p.zero_offset & 15;
+    }
+    return (words[group * (source->n / 4) + n / 4] >> 8 * (n % 4)) + p.zero_offset & 255;
+}
+
+template <u32 KIND> __device__ __forceinline__ u32 code(const QwenvlRepack &p, u32 n, u32 place) {
+    const QwenvlSource *source = find(p, n);
+    u32 k = place;
+    if (place < p.k && p.inputs) {
+        k = p.inputs[place];
+    }
+    if (source == nullptr || place >= p.k || k == QWENVL_NO_INPUT) {
+        return zero<KIND>(p, source, n, place);
+    }
     const u32 *words = static_cast<const u32 *>(source->codes);
-    k = KIND != QWENVL_AWQ4 && p.inputs ? p.inputs[k] : k;
     if (KIND == QWENVL_AWQ4) {
         return words[static_cast<u64>(k) * (source->n / 8) + n / 8] >> nibble_shift_awq(n) & 15;
     }
@@ -55,8 +76,8 @@ template <u32 KIND> __device__ __forceinline__ u32 code(const QwenvlRepack &p, u
     return words[static_cast<u64>(k / 4) * source->n + n] >> 8 * (k % 4) & 255;
 }
 
-// The last 320 or 256 bytes of a record.
-template <u32 KIND> __device__ __forceinline__ void repack_tail(const QwenvlRepack &p, u8 *tail, u32 strip, u32 group) {
+// Scales and zero points of the group from `place` on.
+template <u32 KIND> __device__ __forceinline__ void repack_tail(const QwenvlRepack &p, u8 *tail, u32 strip, u32 place) {
     u32 i = threadIdx.x;
     if (i >= 128) {
         return;
@@ -65,17 +86,18 @@ template <u32 KIND> __device__ __forceinline__ void repack_tail(const QwenvlRepa
     u32 row = i / 32 * 32 + i / 2 % 2 * 16 + i % 2 * 8 + i / 4 % 8;
     u32 n = output_of(p, strip * 128 + row);
     const QwenvlSource *source = find(p, n);
-    u16 scale = source == nullptr ? 0 : static_cast<const u16 *>(source->scales)[static_cast<u64>(group) * source->n + n];
+    u16 scale = 0;
+    if (source != nullptr && place < p.k) {
+        scale = static_cast<const u16 *>(source->scales)[static_cast<u64>(source->groups[place / p.group]) * source->n + n];
+    }
     reinterpret_cast<u16 *>(tail)[i] = scale;
     if (KIND == QWENVL_GPTQ8) {
+        if (p.zeros) {
+            tail[256 + i] = static_cast<u8>(zero<KIND>(p, source, n, place));
+        }
         return;
     }
-    u32 zero = 0;
-    if (source != nullptr) {
-        u32 word = static_cast<const u32 *>(source->zeros)[static_cast<u64>(group) * (source->n / 8) + n / 8];
-        zero = (word >> (KIND == QWENVL_AWQ4 ? nibble_shift_awq(n) : 4 * (n % 8))) + p.zero_offset & 15;
-    }
-    u32 word = zero << 4 * (i % 4);
+    u32 word = zero<KIND>(p, source, n, place) << 4 * (i % 4);
     word |= __shfl_xor_sync(0xffffffffu, word, 1);
     word |= __shfl_xor_sync(0xffffffffu, word, 2);
     if (i % 4 == 0) {
@@ -86,7 +108,8 @@ template <u32 KIND> __device__ __forceinline__ void repack_tail(const QwenvlRepa
 template <u32 KIND> __device__ __forceinline__ void repack_codes(const QwenvlRepack &p) {
     u32 groups = gridDim.x, group = blockIdx.x, strip = blockIdx.y;
     constexpr bool BYTES = KIND == QWENVL_GPTQ8;
-    u8 *record = static_cast<u8 *>(p.out) + (static_cast<u64>(strip) * groups + group) * (BYTES ? 16640 : 8512);
+    const u32 codes = BYTES ? 16384 : 8192, scales = BYTES ? (p.zeros ? 384 : 256) : 320;
+    u8 *record = static_cast<u8 *>(p.out) + (static_cast<u64>(strip) * groups + group) * (codes + 128 / p.group * scales);
     // A 32-bit word per step: consecutive threads write consecutive words.
     for (u32 word = threadIdx.x; word < (BYTES ? 4096 : 2048); word += THREADS) {
         u32 within = word % 4, lane = word / 4 % 32, vector = word / 128;
@@ -107,7 +130,9 @@ template <u32 KIND> __device__ __forceinline__ void repack_codes(const QwenvlRep
         }
         reinterpret_cast<u32 *>(record)[word] = value;
     }
-    repack_tail<KIND>(p, record + (BYTES ? 16384 : 8192), strip, group);
+    for (u32 first = 0; first < 128; first += p.group) {
+        repack_tail<KIND>(p, record + codes + first / p.group * scales, strip, group * 128 + first);
+    }
 }
 
 template <class T> __device__ __forceinline__ u32 dense_pair(const QwenvlRepack &p, const QwenvlSource *source, u32 n, u32 k) {

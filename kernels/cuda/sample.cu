@@ -6,11 +6,11 @@
 // layout  logits, scores f32 [rows, vocab]; history: a bit for each id
 // order   scores as in engine/sampler.rs, rounded alike. Probabilities are e^(score − largest) in units of 2^-40, so
 //         that all sums are of integers: exact in any order, and the same however threads run
-// launch  argmax: grid = (vocab / 4096, rows), block = 256; the last block of a row joins the slices. sample: grid =
+// launch  argmax: grid = (vocab / 1024, rows), block = 256; the last block of a row joins the slices. sample: grid =
 //         rows, block = 1024; ends at once where the temperature is 0
 // needs   argmax before sample, on one stream
 // bytes   argmax 4 per logit (8 if sampled); sample up to 11 passes of 4 per logit, from L2
-// target  argmax ≤ 4 us for 32 rows of 151,936; sample ≤ 100 us a row
+// target  argmax ≤ 3 us for one row of 151,936; sample ≤ 100 us a row
 // source  order of steps of transformers 4.57.6, generation/logits_process.py; Philox: Salmon et al., SC 2011
 #include "common.cuh"
 
@@ -58,20 +58,25 @@ __device__ __forceinline__ void answer(const QwenvlSample &p, u32 row, u32 token
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_constant__ QwenvlSample p) {
-    __shared__ u64 found[8];
-    __shared__ u32 is_last;
-    const u32 row = blockIdx.y, slices = gridDim.x;
-    const QwenvlSampleRow params = p.params[row];
+    constexpr u32 EACH = SLICE / THREADS, MOST_PARTS = 8; // of a lane
+    __shared__ u64 found[THREADS / 32];
+    const u32 row = blockIdx.y, slices = gridDim.x, first = blockIdx.x * SLICE + threadIdx.x, lane = threadIdx.x % 32;
     const float *logits = p.logits + static_cast<u64>(row) * p.vocab;
+    float scores[EACH];
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        scores[i] = logits[min(first + i * THREADS, p.vocab - 1)];
+    }
+    const QwenvlSampleRow params = p.params[row];
     const u32 *history = p.history + row * p.history_words;
     const bool penalised = params.repetition_penalty != 1.0f, sampled = params.temperature > 0.0f;
     // Key and id in one number: the largest has the largest score and of those the lowest id.
     u64 best = 0;
-#pragma unroll 4
-    for (u32 i = 0; i < SLICE / THREADS; i++) {
-        u32 id = blockIdx.x * SLICE + i * THREADS + threadIdx.x;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        u32 id = first + i * THREADS;
         if (id < p.vocab) {
-            float score = logits[id];
+            float score = scores[i];
             if (penalised && history[id / 32] >> id % 32 & 1) {
                 score = score < 0.0f ? __fmul_rn(score, params.repetition_penalty)
                                      : __fdiv_rn(score, params.repetition_penalty);
@@ -84,30 +89,38 @@ extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_consta
         }
     }
     best = warp_max(best);
-    if (threadIdx.x % 32 == 0) {
+    if (lane == 0) {
         found[threadIdx.x / 32] = best;
     }
     __syncthreads();
+    if (threadIdx.x >= 32) {
+        return;
+    }
+    best = warp_max(found[lane % (THREADS / 32)]);
     u64 *parts = p.best + static_cast<u64>(row) * (slices + 1);
-    if (threadIdx.x == 0) {
-        for (u32 warp = 1; warp < 8; warp++) {
-            best = max(best, found[warp]);
-        }
+    u32 is_last = 0;
+    if (lane == 0) {
         __stcg(parts + blockIdx.x, best);
         __threadfence();
         is_last = atomicInc(p.arrivals + row, slices - 1) == slices - 1; // zero again after the last
         __threadfence();
     }
-    __syncthreads();
-    if (!is_last || threadIdx.x >= 32) {
+    if (__shfl_sync(0xffffffffu, is_last, 0) == 0) {
         return;
     }
-    best = 0;
-    for (u32 i = threadIdx.x; i < slices; i += 32) {
-        best = max(best, __ldcg(parts + i));
+    for (u32 start = lane; start < slices; start += 32 * MOST_PARTS) {
+        u64 of[MOST_PARTS];
+#pragma unroll
+        for (u32 i = 0; i < MOST_PARTS; i++) {
+            of[i] = __ldcg(parts + min(start + i * 32, slices - 1));
+        }
+#pragma unroll
+        for (u32 i = 0; i < MOST_PARTS; i++) {
+            best = max(best, of[i]);
+        }
     }
     best = warp_max(best);
-    if (threadIdx.x == 0) {
+    if (lane == 0) {
         u32 key = static_cast<u32>(best >> 32);
         bool usable = key > MINUS_INFINITY && key < PLUS_INFINITY;
         if (!usable) {

@@ -25,37 +25,35 @@ pub struct Harness {
     normalize: Normalize,
 }
 
-/// A plan for a checkpoint on a device with all the memory in the world. `edit` may change the model:
-/// fewer layers, for instance, to see where two executors part.
-pub fn plan(
-    checkpoint: &Checkpoint,
+/// The executor that tests are for, on a device with all the memory in the world. `edit` may change the model:
+/// fewer layers, for instance, to see where two executors part. That of the CPU has its memory poisoned, so that what it
+/// reads before writing shows.
+pub fn executor(
+    checkpoint: Arc<Checkpoint>,
     frontend: &Frontend,
-    device: Device,
     options: &EngineOptions,
     edit: impl FnOnce(&mut ModelConfig),
-) -> Plan {
+) -> Box<dyn Executor> {
     let mut config = checkpoint.config.clone();
     config.dtype = checkpoint.dense_dtype("model.embed_tokens.weight");
     edit(&mut config);
-    let device = Device { memory_bytes: u64::MAX, ..device };
-    Plan::new(&config, &device, &options.plan_options(frontend)).unwrap()
+    let plan = |device: Device| {
+        let device = Device { memory_bytes: u64::MAX, ..device };
+        Plan::new(&config, &device, &options.plan_options(frontend)).unwrap()
+    };
+    #[cfg(feature = "cuda")]
+    if super::target() != qwenvl::Target::Cpu {
+        let plan = plan(qwenvl::exec::cuda::device(0).unwrap());
+        let bound = qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint, 0, &mut |_, _| {});
+        return Box::new(bound.unwrap());
+    }
+    let plan = plan(Device::cpu(2, 0, 0.0, 0.0));
+    let mut executor = CpuExecutor::bind(plan, checkpoint, None, &mut |_, _| {}).unwrap();
+    executor.poison();
+    Box::new(executor)
 }
 
 impl Harness {
-    /// The CPU executor, its memory poisoned, so that what it reads before writing shows.
-    pub fn cpu(checkpoint: Arc<Checkpoint>, frontend: &Frontend, plan: Plan) -> Harness {
-        let mut executor = CpuExecutor::bind(plan, checkpoint, None, &mut |_, _| {}).unwrap();
-        executor.poison();
-        Harness::new(Box::new(executor), frontend.normalize())
-    }
-
-    /// The CUDA executor on the first GPU.
-    #[cfg(feature = "cuda")]
-    pub fn cuda(checkpoint: Arc<Checkpoint>, frontend: &Frontend, plan: Plan) -> Harness {
-        let executor = qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint, 0, &mut |_, _| {}).unwrap();
-        Harness::new(Box::new(executor), frontend.normalize())
-    }
-
     pub fn new(executor: Box<dyn Executor>, normalize: Normalize) -> Harness {
         let pages = PageAllocator::new(executor.plan().kv_pages());
         Harness { executor, pages, normalize }

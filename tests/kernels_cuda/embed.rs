@@ -79,34 +79,36 @@ fn embed_takes_rows_from_the_records_of_a_tied_head() {
     let tokens = [0u32, 299, 7, 128, 130, 300];
     for half in HALVES {
         for cols in [256, 152] {
-            let stored = [Stored::random(&mut rng, dense(half), half, vocab, cols)];
-            let packed = pack(half, &stored, RowOrder::Plain);
-            let (tokens_at, index_at) = (Buffer::of(&tokens), Buffer::of(&[none; 6]));
-            let (visual, out) = (Buffer::<u16>::poisoned(cols), Buffer::<f32>::poisoned(6 * cols));
-            let call = Embed {
-                table: packed.records.at,
-                stored: Table::Records,
-                vocab,
-                tokens: tokens_at.at,
-                visual: visual.at,
-                visual_index: index_at.at,
-                half,
-                out: out.at,
-                rows: tokens.len(),
-                cols,
-            };
-            // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.
-            unsafe { gpu().kernels.embed(&stream(), &call) }.unwrap();
-            for (token, row) in tokens.iter().zip(out.read().chunks_exact(cols)) {
-                if *token == 300 {
-                    assert!(row.iter().all(|x| x.is_nan()), "an id beyond the vocabulary");
-                    continue;
+            for stored_in in HALVES {
+                let stored = [Stored::random(&mut rng, dense(stored_in), stored_in, vocab, cols)];
+                let packed = pack(stored_in, &stored, RowOrder::Plain);
+                let (tokens_at, index_at) = (Buffer::of(&tokens), Buffer::of(&[none; 6]));
+                let (visual, out) = (Buffer::<u16>::poisoned(cols), Buffer::<f32>::poisoned(6 * cols));
+                let call = Embed {
+                    table: packed.records.at,
+                    stored: Table::Records(stored_in),
+                    vocab,
+                    tokens: tokens_at.at,
+                    visual: visual.at,
+                    visual_index: index_at.at,
+                    half,
+                    out: out.at,
+                    rows: tokens.len(),
+                    cols,
+                };
+                // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.
+                unsafe { gpu().kernels.embed(&stream(), &call) }.unwrap();
+                for (token, row) in tokens.iter().zip(out.read().chunks_exact(cols)) {
+                    if *token == 300 {
+                        assert!(row.iter().all(|x| x.is_nan()), "an id beyond the vocabulary");
+                        continue;
+                    }
+                    assert_eq!(
+                        r::f64s(row),
+                        packed.weights[*token as usize * cols..][..cols],
+                        "{half:?} {stored_in:?} {token}"
+                    );
                 }
-                assert_eq!(
-                    r::f64s(row),
-                    packed.weights[*token as usize * cols..][..cols],
-                    "{half:?} {token}"
-                );
             }
         }
     }

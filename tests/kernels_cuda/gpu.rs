@@ -33,16 +33,32 @@ pub fn gpu() -> &'static Gpu {
                 let (name, file) = mutant.split_once('=').expect("name=FILE");
                 let mut ptx = std::fs::read(file).expect("PTX");
                 ptx.push(0);
-                let whole = IMAGES.iter().find(|image| image.name == name).expect("an image");
-                let repack = IMAGES.iter().find(|image| image.name == "repack").expect("an image");
-                let mutant = Image { name: whole.name, bytes: ptx.leak(), resources: whole.resources };
-                let repack = Image { name: repack.name, bytes: repack.bytes, resources: repack.resources };
-                let images = if name == "repack" { vec![mutant] } else { vec![mutant, repack] };
+                let ptx: &'static [u8] = ptx.leak();
+                // The linears are large, and of others none is tested.
+                let wanted = IMAGES.iter().filter(|image| image.name == name || !is_linear(image.name));
+                let images: Vec<Image> = wanted
+                    .map(|&Image { name: own, bytes, resources }| Image {
+                        name: own,
+                        bytes: if own == name { ptx } else { bytes },
+                        resources,
+                    })
+                    .collect();
                 Kernels::load_images(&context, &images)
             }
         };
         Gpu { kernels: kernels.unwrap_or_else(|e| panic!("{e}")), context }
     })
+}
+
+fn is_linear(image: &str) -> bool {
+    image.ends_with("_gemm")
+}
+
+/// Whether the linears of an image are tested: of mutants of one, those.
+pub fn is_tested(image: &str) -> bool {
+    let mutant = std::env::var(MUTANT).ok();
+    let name = mutant.as_ref().and_then(|m| m.split_once('=')).map(|(name, _)| name);
+    name.is_none_or(|name| if is_linear(name) { name == image } else { false })
 }
 
 impl Gpu {

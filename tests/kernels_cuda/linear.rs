@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use qwenvl::kernels::cuda::linear::{
-    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Workspace,
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
 };
 use qwenvl::kernels::cuda::norm::{Norm, NormKind};
-use qwenvl::kernels::cuda::repack::Format;
 use qwenvl::kernels::cuda::{Address, Half};
 use qwenvl_graph::Activation;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
@@ -15,7 +14,9 @@ use crate::common::reference as r;
 use crate::common::rng::Rng;
 use crate::common::tolerance::F32_EPS;
 use crate::gpu::*;
-use crate::repack::{FORMATS, Packed, Stored, dense, pack};
+use crate::repack::{
+    AWQ4, AWQ4_G32, FORMATS, GPTQ8, GPTQ8_G32, Packed, Stored, Weights, dense, pack, tested,
+};
 
 /// What a launch needs beside its matrix.
 pub struct Launch<'a> {
@@ -79,8 +80,8 @@ const LIFTED: f64 = (2.0 * (128.0 + 8.0) + 7.0 + 2.0) * (128.0 + 15.0) * F32_EPS
 fn rows_of_one_sign_lose_no_more_than_the_offset_of_codes_explains() {
     let mut rng = Rng(11);
     let (n, k, m, n_runs) = (384, 640, 11, 5);
-    for half in HALVES {
-        let stored = [Stored::random(&mut rng, Format::Awq4, half, n, k)];
+    for (format, half) in tested([AWQ4]).flat_map(|format| HALVES.map(|half| (format, half))) {
+        let stored = [Stored::random(&mut rng, format, half, n, k)];
         let packed = pack(half, &stored, RowOrder::Plain);
         let x: Vec<u16> = normals(&mut rng, half, m * k).iter().map(|v| v & 0x7fff).collect();
         let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
@@ -101,11 +102,12 @@ fn rows_of_one_sign_lose_no_more_than_the_offset_of_codes_explains() {
 fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
     let mut rng = Rng(2);
     for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
-            let sizes: &[(usize, usize, usize)] = match format {
-                // Dense: ragged k as of the patch embedding; not quite one strip; odd records.
-                Format::Dense(_) => &[(80, 152, 2), (384, 1176, 7), (520, 256, 4)],
-                _ => &[(72, 128, 1), (384, 640, 5), (512, 256, 3)],
+        for format in tested(FORMATS.into_iter().chain([dense(half)])) {
+            let sizes: &[(usize, usize, usize)] = match format.is_dense() {
+                // Ragged k as of the patch embedding; not quite one strip; odd records.
+                true => &[(80, 152, 2), (384, 1176, 7), (520, 256, 4)],
+                // The last group is not whole.
+                false => &[(72, 128, 1), (384, 616, 5), (512, 256, 3)],
             };
             for &(n, k, n_runs) in sizes {
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
@@ -138,7 +140,7 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
     let mut rng = Rng(3);
     let (n, k, most) = (640, 896, 100);
     for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
+        for format in tested(FORMATS.into_iter().chain([dense(half)])) {
             let stored = [Stored::random(&mut rng, format, half, n, k)];
             let packed = pack(half, &stored, RowOrder::Plain);
             let x = normals(&mut rng, half, most * k);
@@ -169,7 +171,7 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
                         "{format:?} {half:?} {rows:?}"
                     );
                 }
-                if !matches!(format, Format::Dense(_)) {
+                if !format.is_dense() {
                     assert!(
                         prefill[..33 * n] == alone[..],
                         "{format:?} {half:?}: prefill and small m differ"
@@ -180,11 +182,32 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
     }
 }
 
+/// Zero points and codes at both ends, so that their differences are the largest there are: all 255.
+#[test]
+fn the_largest_differences_of_8_bits_are_exact() {
+    let k = 64;
+    for (half, format) in HALVES.into_iter().flat_map(|half| tested([GPTQ8_G32]).map(move |f| (half, f))) {
+        let stored = [Stored::extreme(format, 16, k)];
+        let packed = pack(half, &stored, RowOrder::Plain);
+        for regime in [Regime::SmallM, Regime::Prefill] {
+            let launch = Launch { half, regime, packed: &packed, bias: None, n_runs: 1 };
+            // An input at a time.
+            let mut x = vec![0; k * k];
+            (0..k).for_each(|i| x[i * k + i] = round_to(half, 1.0));
+            let y = [&x[..k * k / 2], &x[k * k / 2..]].map(|x| launch.f32(x, k / 2)).concat();
+            for (at, found) in y.iter().enumerate() {
+                let expected = packed.weights[at % 16 * k + at / 16];
+                assert!(expected.abs() == 255.0 && f64::from(*found) == expected, "{half:?} {at}: {found}");
+            }
+        }
+    }
+}
+
 #[test]
 fn other_rows_of_nan_change_nothing() {
     let mut rng = Rng(4);
     let (n, k, m, n_runs) = (256, 256, 9, 2);
-    for format in [Format::Awq4, Format::Gptq8, dense(Half::BF16)] {
+    for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(Half::BF16)]) {
         let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
         let packed = pack(Half::BF16, &stored, RowOrder::Plain);
         let x = normals(&mut rng, Half::BF16, m * k);
@@ -209,10 +232,13 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
     for (hidden, kv, intermediate) in [(1536, 256, 8960), (3584, 512, 18944), (8192, 1024, 29696)] {
         let (qkv, gate_up) = (hidden + 2 * kv, 2 * intermediate);
         // Whole n and k by turns, the other side cut short.
-        let sizes = [(qkv, 128), (gate_up, 128), (hidden, 256), (264, hidden), (136, intermediate)];
+        let mut sizes = vec![(qkv, 128), (gate_up, 128), (hidden, 256), (264, hidden), (136, intermediate)];
+        if intermediate == 29696 {
+            sizes.push((128, 29568)); // as it was before it was padded
+        }
         for (n, k) in sizes {
-            let format = FORMATS[(n + k) / 8 % 3];
-            for format in [Format::Awq4, format, dense(Half::BF16)] {
+            let format = FORMATS[(n + k) / 8 % FORMATS.len()];
+            for format in tested([AWQ4, format, dense(Half::BF16)]) {
                 let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
                 let packed = pack(Half::BF16, &stored, RowOrder::Plain);
                 let n_runs = linear::runs(n, k, 108);
@@ -234,7 +260,9 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
 fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
     let mut rng = Rng(10);
     for half in HALVES {
-        for format in FORMATS.into_iter().chain([dense(half)]) {
+        // What the bits of records mean makes no difference here.
+        let cast = Weights { kind: WeightKind::Cast, ..dense(half) };
+        for format in tested(FORMATS.into_iter().chain([dense(half), cast])) {
             for (n, k, n_runs) in [(256, 128, 1), (384, 640, 5), (136, 8192, 21), (264, 1536, 3)] {
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
                 let packed = pack(half, &stored, RowOrder::Plain);
@@ -294,6 +322,34 @@ fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
     }
 }
 
+#[test]
+fn a_head_in_the_other_type_gives_the_bits_of_weights_that_were_rounded() {
+    if !(is_tested("cast_gemm") && is_tested("dense_gemm")) {
+        return;
+    }
+    let mut rng = Rng(11);
+    for (half, other) in [(Half::BF16, Half::F16), (Half::F16, Half::BF16)] {
+        for (n, k, n_runs) in [(80, 152, 2), (520, 1024, 4)] {
+            let kept = Weights { kind: WeightKind::Cast, ..dense(other) };
+            let mut stored = [Stored::random(&mut rng, kept, other, n, k)];
+            // Records of the other type; the repacker rounds the same matrix.
+            let kept = pack(other, &stored, RowOrder::Plain);
+            stored[0].format.kind = WeightKind::Dense;
+            let rounded = pack(half, &stored, RowOrder::Plain);
+            let most = gpu().kernels.small_rows(WeightKind::Cast, half);
+            let x = normals(&mut rng, half, most * k);
+            for m in [1, 2, 8, 9, 17, 33, most] {
+                let bits = |packed| {
+                    let launch = Launch { half, regime: Regime::SmallM, packed, bias: None, n_runs };
+                    let y = launch.f32(&x[..m * k], m);
+                    y.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+                };
+                assert!(bits(&kept) == bits(&rounded), "{half:?} {m}x{n}x{k}");
+            }
+        }
+    }
+}
+
 /// Relative error of the approximate exponential, reciprocal and what follows: a few units in the last place.
 const POINTWISE: f64 = 16.0 * F32_EPS;
 
@@ -302,8 +358,8 @@ fn pointwise_epilogues_match_float64() {
     let mut rng = Rng(5);
     let (n, k, n_runs) = (264, 384, 4);
     for half in HALVES {
-        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
-            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
+            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let what = format!("{format:?} {half:?} {regime:?}");
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
                 let packed = pack(half, &stored, RowOrder::Plain);
@@ -353,10 +409,10 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
     let mut rng = Rng(6);
     let (n, k, n_runs) = (200, 256, 3);
     for half in HALVES {
-        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             let parts: [Stored; 2] = std::array::from_fn(|_| Stored::random(&mut rng, format, half, n, k));
             let packed = pack(half, &parts, RowOrder::Paired { half: n });
-            for (regime, m) in [(Regime::SmallM, 9), (Regime::Prefill, 70)] {
+            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
                 let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
                 let x = normals(&mut rng, half, m * k);
                 let out = Buffer::<u16>::poisoned(m * n);
@@ -381,6 +437,9 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
 
 #[test]
 fn vision_rope_turns_the_first_two_thirds() {
+    if !is_tested("dense_gemm") {
+        return;
+    }
     let mut rng = Rng(7);
     let (heads, d, k, m) = (3, 80, 160, 37);
     let n = 3 * heads * d;
@@ -428,7 +487,7 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
     let (pages, layers, layer) = (4, 2, 1);
     let page_stride = layers * 2 * n_kv_heads * 64 * d;
     for half in HALVES {
-        for format in [Format::Awq4, Format::Gptq8, dense(half)] {
+        for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             for (regime, m) in [(Regime::SmallM, 5), (Regime::Prefill, 70)] {
                 let what = format!("{format:?} {half:?} {regime:?}");
                 let parts = [n_heads * d, n_kv_heads * d, n_kv_heads * d]

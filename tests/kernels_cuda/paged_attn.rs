@@ -1,7 +1,7 @@
 //! paged_attn: attention of one new token per sequence. The pages of these tests serve `paged_prefill.rs` as well.
 
 use qwenvl::kernels::cuda::Half;
-use qwenvl::kernels::cuda::attention::{PagedAttention, Sequence, arrivals_len, partials_bytes};
+use qwenvl::kernels::cuda::attention::{PagedAttention, SPLIT_TOKENS, Sequence, partials_bytes};
 use qwenvl::kernels::cuda::linear::Kv;
 use qwenvl_graph::op::Heads;
 
@@ -93,7 +93,14 @@ impl Pool {
 
 /// Decode attention of the named sequences of a pool, one row each, then of one that is empty. Twice, so that the
 /// counters are seen to return to zero.
-fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, chunk: usize, q: &[u16]) -> Vec<u16> {
+fn run_decode(
+    half: Half,
+    pool: &Pool,
+    members: &[usize],
+    group: usize,
+    splits: usize,
+    q: &[u16],
+) -> Vec<u16> {
     let (n, width) = (members.len() + 1, pool.kv_heads * group * D);
     let mut sequences: Vec<Sequence> = members
         .iter()
@@ -104,14 +111,13 @@ fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, chunk: u
         .collect();
     sequences.push(Sequence::default());
     let heads = pool.kv_heads * group;
-    let max_keys = members.iter().map(|&m| pool.sequences[m].1).max().unwrap() + 5 * chunk;
-    let floats = partials_bytes(n, heads, max_keys, chunk) / 4;
-    let counters = arrivals_len(n, pool.kv_heads, max_keys, chunk);
+    let max_keys = members.iter().map(|&m| pool.sequences[m].1).max().unwrap() + 5 * SPLIT_TOKENS;
+    let floats = partials_bytes(n, heads, max_keys, splits) / 4;
     let mut rows = q.to_vec();
     rows.extend(vec![POISON; width]);
     let (q, out) = (Buffer::of(&rows), Buffer::<u16>::poisoned(n * width));
     let (data, table) = (Buffer::of(&pool.data), Buffer::of(&pool.table));
-    let (partials, arrivals) = (Buffer::<f32>::scratch(floats), Buffer::<u32>::zeroed(counters));
+    let (partials, arrivals) = (Buffer::<f32>::scratch(floats), Buffer::<u32>::zeroed(n * pool.kv_heads));
     let sequences = words(&sequences);
     let call = PagedAttention {
         half,
@@ -122,7 +128,7 @@ fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, chunk: u
         n_seqs: n,
         page_table: table.at,
         max_keys,
-        chunk_tokens: chunk,
+        max_splits: splits,
         partials: partials.at,
         arrivals: arrivals.at,
     };
@@ -145,26 +151,27 @@ fn run_decode(half: Half, pool: &Pool, members: &[usize], group: usize, chunk: u
 #[test]
 fn paged_attn_is_within_its_bound_for_every_length_and_group() {
     let mut rng = Rng(4);
-    let lengths = [1, 63, 64, 65, 255, 256, 257, 1000, 4097];
-    for (half, group, kv_heads, chunk) in [
-        (Half::BF16, 8, 1, 256),
-        (Half::BF16, 6, 2, 128),
-        (Half::BF16, 7, 1, 128),
-        (Half::F16, 2, 1, 128),
-        (Half::F16, 7, 1, 256),
-        (Half::F16, 1, 2, 128),
+    // The last has more splits than lanes.
+    let lengths = [1, 63, 64, 65, 255, 256, 257, 1000, 4097, 9000];
+    for (half, group, kv_heads, splits) in [
+        (Half::BF16, 8, 1, 27),
+        (Half::BF16, 6, 2, 64),
+        (Half::BF16, 7, 1, 4),
+        (Half::F16, 2, 1, 1),
+        (Half::F16, 7, 1, 13),
+        (Half::F16, 1, 2, 2),
     ] {
         let pool = Pool::new(&mut rng, half, &lengths, kv_heads);
         let width = kv_heads * group * D;
         let q = encode(half, &rng.normals(lengths.len() * width));
         let members: Vec<usize> = (0..lengths.len()).collect();
-        let out = run_decode(half, &pool, &members, group, chunk, &q);
+        let out = run_decode(half, &pool, &members, group, splits, &q);
         let (q, found) = (values(half, &q), values(half, &out));
         for (m, &length) in lengths.iter().enumerate() {
             for head in 0..kv_heads * group {
                 let at = m * width + head * D;
                 let expected = pool.expect(roundoff(half), m, head / group, &q[at..at + D], length);
-                let what = format!("{half:?}, group {group}, chunk {chunk}, {length} keys, head {head}");
+                let what = format!("{half:?}, group {group}, {splits} splits, {length} keys, head {head}");
                 assert_close(&what, &found[at..at + D], &expected);
             }
         }
@@ -175,19 +182,19 @@ fn paged_attn_is_within_its_bound_for_every_length_and_group() {
 fn paged_attn_takes_scores_of_ten_thousand() {
     let mut rng = Rng(9);
     let (lengths, group) = ([1000usize, 5000], 8);
-    for (half, chunk) in [(Half::BF16, 256), (Half::BF16, 128), (Half::F16, 256)] {
+    for (half, splits) in [(Half::BF16, 27), (Half::BF16, 5), (Half::F16, 64)] {
         let pool = Pool::new(&mut rng, half, &lengths, 1);
         let width = group * D;
         // A score is about normal, times this.
         let q: Vec<f32> = rng.normals(lengths.len() * width).iter().map(|x| x * 5000.0).collect();
         let q = encode(half, &q);
-        let out = run_decode(half, &pool, &[0, 1], group, chunk, &q);
+        let out = run_decode(half, &pool, &[0, 1], group, splits, &q);
         let (q, found) = (values(half, &q), values(half, &out));
         for (m, &length) in lengths.iter().enumerate() {
             for head in 0..group {
                 let at = m * width + head * D;
                 let expected = pool.expect(roundoff(half), m, 0, &q[at..at + D], length);
-                let what = format!("{half:?}, chunk {chunk}, {length} keys, head {head}");
+                let what = format!("{half:?}, {splits} splits, {length} keys, head {head}");
                 assert_close(&what, &found[at..at + D], &expected);
             }
         }
@@ -199,37 +206,37 @@ fn paged_attn_gives_a_sequence_the_bits_it_has_alone_in_batches_of_two_to_eight(
     let mut rng = Rng(5);
     let lengths = [300, 1, 65, 4500, 257, 64, 128, 700];
     let (group, width) = (7, 7 * D);
-    for (half, chunk) in [(Half::BF16, 256), (Half::F16, 128)] {
+    for (half, splits) in [(Half::BF16, 27), (Half::F16, 5)] {
         let pool = Pool::new(&mut rng, half, &lengths, 1);
         let q = encode(half, &rng.normals(lengths.len() * width));
         let mut alone = Vec::new();
         for m in 0..lengths.len() {
             let rows = &q[m * width..(m + 1) * width];
-            alone.extend_from_slice(&run_decode(half, &pool, &[m], group, chunk, rows)[..width]);
+            alone.extend_from_slice(&run_decode(half, &pool, &[m], group, splits, rows)[..width]);
         }
         let members: Vec<usize> = (0..lengths.len()).collect();
         for n in 2..=lengths.len() {
-            let together = run_decode(half, &pool, &members[..n], group, chunk, &q[..n * width]);
+            let together = run_decode(half, &pool, &members[..n], group, splits, &q[..n * width]);
             assert!(together[..n * width] == alone[..n * width], "{half:?}, {n} sequences");
         }
     }
 }
 
 #[test]
-fn paged_attn_takes_more_chunks_than_blocks() {
+fn paged_attn_takes_more_splits_than_blocks() {
     let mut rng = Rng(8);
     let (mut lengths, group) = (vec![3; 60], 2);
-    lengths[30] = 2000;
+    lengths[30] = 5000;
     let pool = Pool::new(&mut rng, Half::BF16, &lengths, 2);
     let width = 2 * group * D;
     let q = encode(Half::BF16, &rng.normals(lengths.len() * width));
     let members: Vec<usize> = (0..lengths.len()).collect();
-    for chunk in [128, 256] {
-        let together = run_decode(Half::BF16, &pool, &members, group, chunk, &q);
+    for splits in [64, 9] {
+        let together = run_decode(Half::BF16, &pool, &members, group, splits, &q);
         for m in [29, 30] {
             let rows = m * width..(m + 1) * width;
-            let alone = run_decode(Half::BF16, &pool, &[m], group, chunk, &q[rows.clone()]);
-            assert_eq!(alone[..width], together[rows], "{} keys, chunks of {chunk}", lengths[m]);
+            let alone = run_decode(Half::BF16, &pool, &[m], group, splits, &q[rows.clone()]);
+            assert_eq!(alone[..width], together[rows], "{} keys, {splits} splits", lengths[m]);
         }
     }
 }

@@ -127,3 +127,19 @@ fn paged_prefill_gives_the_same_bits_however_a_prompt_is_cut() {
         }
     }
 }
+
+#[test]
+fn paged_prefill_takes_more_tiles_than_blocks() {
+    let mut rng = Rng(10);
+    let (half, group, kv_heads) = (Half::BF16, 2, 2);
+    // More than two rounds of blocks, and some tiles that take longer than others.
+    let n = gpu().kernels.sm_count() as usize + 30;
+    let lengths: Vec<usize> = (0..n).map(|i| if i % 50 == 7 { 70 } else { 1 + i % 3 }).collect();
+    let pool = Pool::new(&mut rng, half, &lengths, kv_heads);
+    let width = kv_heads * group * D;
+    let q: Vec<Vec<u16>> = lengths.iter().map(|n| encode(half, &rng.normals(n * width))).collect();
+    let members: Vec<(usize, usize, usize)> = (0..n).map(|m| (m, 0, lengths[m])).collect();
+    for (&(m, past, _), out) in members.iter().zip(run_prefill(half, &pool, &members, group, &q)) {
+        check_prefill("many", half, &pool, m, group, &q[m], past, &out);
+    }
+}

@@ -2,6 +2,7 @@
 
 use qwenvl::kernels::cuda::Half;
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
+use qwenvl::kernels::cuda::repack::NO_INPUT;
 use qwenvl_graph::Activation;
 
 use crate::common::reference as r;
@@ -50,5 +51,22 @@ fn pointwise_functions_are_within_a_rounding_of_their_formulas() {
                 assert_eq!(*sum, x[i] as f32 + residual[i], "add {half:?}");
             }
         }
+    }
+}
+
+#[test]
+fn columns_come_in_any_order_and_where_there_is_none_are_zeros() {
+    let (rows, ldx) = (3, 40);
+    let x: Vec<u16> = (0..rows * ldx).map(|i| i as u16 + 1).collect();
+    let index: Vec<u32> =
+        (0..520).map(|i| if i % 5 == 3 { NO_INPUT } else { (i * 7 % ldx) as u32 }).collect();
+    let (x_at, index_at) = (Buffer::of(&x), Buffer::of(&index));
+    let out = Buffer::<u16>::poisoned(rows * index.len());
+    let op = PointwiseOp::Columns { index: index_at.at, ldx };
+    pointwise(Half::BF16, op, x_at.at, out.at, rows, index.len());
+    for (at, found) in out.read().into_iter().enumerate() {
+        let (row, input) = (at / index.len(), index[at % index.len()]);
+        let expected = if input == NO_INPUT { 0 } else { x[row * ldx + input as usize] };
+        assert_eq!(found, expected, "{at}");
     }
 }

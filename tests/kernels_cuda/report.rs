@@ -113,7 +113,7 @@ fn row(case: &Case, launch: &Value) -> Row {
     let bound_us = (case.bytes / BYTES_PER_US).max(case.flops / FLOPS_PER_US);
     let grid = grid.iter().product::<f64>();
     let counters = format!(
-        "{:<38} {kernel:<22} {grid:>6} {block:>4} {registers:>3} {spills:>2} {:>6.1} {warps:>2} {sectors:>5.2} {over:>5.3} \
+        "{:<38} {kernel:<26} {grid:>6} {block:>4} {registers:>3} {spills:>2} {:>6.1} {warps:>2} {sectors:>5.2} {over:>5.3} \
          {conflicts:>5.2} {weights:>6} {bytes:>6} {per:>6} {per_mma:>6}",
         case.name,
         shared_bytes / 1024.0,

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaStream, result};
 use qwenvl::kernels::cuda::attention::{
-    self, FlashAttention, Keys, PagedAttention, Sequence, arrivals_len, partials_bytes,
+    self, FlashAttention, Keys, PagedAttention, Sequence, partials_bytes,
 };
 use qwenvl::kernels::cuda::linear::{
     self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
@@ -11,6 +11,7 @@ use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify, Table
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
 use qwenvl::kernels::cuda::sample::{Sample, best_len};
 use qwenvl::kernels::cuda::{Address, Half, Kernels};
+use qwenvl_graph::cuda::decode_splits;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
 use qwenvl_graph::{Activation, DType};
 
@@ -68,7 +69,6 @@ struct Model {
     heads: Heads,
     intermediate: usize,
     vocab: usize,
-    chunk: usize,
 }
 
 const fn heads(n_heads: usize, n_kv_heads: usize) -> Heads {
@@ -77,9 +77,9 @@ const fn heads(n_heads: usize, n_kv_heads: usize) -> Heads {
 
 #[rustfmt::skip]
 const MODELS: [Model; 3] = [
-    Model { name: "72b", hidden: 8192, heads: heads(64, 8), intermediate: 29696, vocab: 152064, chunk: 256 },
-    Model { name: "7b", hidden: 3584, heads: heads(28, 4), intermediate: 18944, vocab: 152064, chunk: 256 },
-    Model { name: "2b", hidden: 1536, heads: heads(12, 2), intermediate: 8960, vocab: 151936, chunk: 256 },
+    Model { name: "72b", hidden: 8192, heads: heads(64, 8), intermediate: 29696, vocab: 152064 },
+    Model { name: "7b", hidden: 3584, heads: heads(28, 4), intermediate: 18944, vocab: 152064 },
+    Model { name: "2b", hidden: 1536, heads: heads(12, 2), intermediate: 8960, vocab: 151936 },
 ];
 
 #[derive(Clone, Copy)]
@@ -98,7 +98,7 @@ impl Shapes<'_> {
     /// All cases: decode first, as its times would suffer from results of prefill that leave L2.
     pub fn all(&mut self) {
         use Regime::{Prefill, SmallM};
-        use WeightKind::{Dense, Int4, Int8};
+        use WeightKind::{Cast, Dense, Int4, Int4G32, Int4G64, Int8, Int8G32};
         for m in [1, 8, 16] {
             for model in &MODELS {
                 self.layer(model, Int4, SmallM, m);
@@ -122,6 +122,12 @@ impl Shapes<'_> {
                 );
             }
         }
+        for kind in [Int4G64, Int4G32, Int8G32] {
+            self.layer(&MODELS[1], kind, SmallM, 1);
+        }
+        // A table of the other type, tied: 2B in AWQ.
+        let (vocab, hidden) = (MODELS[2].vocab, MODELS[2].hidden);
+        self.linear("decode 2b head", Cast, SmallM, 1, vocab, hidden, What::Logits);
         for model in &MODELS {
             for keys in [256, 4096, 6144, 14336, 30720] {
                 self.decode_attention(model, 1, keys);
@@ -134,6 +140,9 @@ impl Shapes<'_> {
         }
         for model in &MODELS {
             self.layer(model, Int4, Prefill, 2048);
+        }
+        for kind in [Int4G64, Int4G32, Int8G32] {
+            self.layer(&MODELS[1], kind, Prefill, 2048);
         }
         for model in &MODELS[1..] {
             self.layer(model, Int8, Prefill, 2048);
@@ -202,8 +211,12 @@ impl Shapes<'_> {
     ) {
         let bits = match kind {
             WeightKind::Int4 => "int4",
+            WeightKind::Int4G64 => "int4 g64",
+            WeightKind::Int4G32 => "int4 g32",
             WeightKind::Int8 => "int8",
+            WeightKind::Int8G32 => "int8 g32",
             WeightKind::Dense => "bf16",
+            WeightKind::Cast => "f16",
         };
         let normalised = name.contains("norm+");
         // Bytes of an output with what else is read for it.
@@ -281,7 +294,7 @@ impl Shapes<'_> {
     }
 
     fn decode_attention(&mut self, model: &Model, n: usize, keys: usize) {
-        let (heads, chunk) = (model.heads, model.chunk);
+        let heads = model.heads;
         let width = heads.n_heads * 128;
         let bytes = (n * keys * heads.n_kv_heads * 512 + 2 * n * width * 2) as f64;
         let case = Case {
@@ -291,6 +304,7 @@ impl Shapes<'_> {
             ..Case::default()
         };
         self.case(case, |kernels| {
+            let max_splits = decode_splits(heads.n_kv_heads, kernels.sm_count() as usize);
             let (kv, page_table) = pages(heads, n * keys);
             let list: Vec<Sequence> = (0..n)
                 .map(|i| Sequence {
@@ -309,9 +323,9 @@ impl Shapes<'_> {
                 n_seqs: n,
                 page_table,
                 max_keys: keys,
-                chunk_tokens: chunk,
-                partials: memory(partials_bytes(n, heads.n_heads, keys, chunk)),
-                arrivals: zeroed(4 * arrivals_len(n, heads.n_kv_heads, keys, chunk)),
+                max_splits,
+                partials: memory(partials_bytes(n, heads.n_heads, keys, max_splits)),
+                arrivals: zeroed(4 * n * heads.n_kv_heads),
             };
             // SAFETY: memory is as long as the shapes say.
             Box::new(move |stream| unsafe { kernels.paged_attention(stream, &a) }.expect("launch"))

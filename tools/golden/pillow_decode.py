@@ -1,4 +1,4 @@
-"""Small picture files and the pixels that the reference makes of them, for tests/vision.rs.
+"""Small picture files and the pixels that the reference makes of them, for tests/vision/.
 
     pip install pillow==13.0.0
     python tools/golden/pillow_decode.py > tests/data/pillow_decode.json

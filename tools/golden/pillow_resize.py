@@ -1,4 +1,4 @@
-"""Checksums of Pillow's bicubic resize, for tests/vision.rs.
+"""Checksums of Pillow's bicubic resize, for tests/vision/.
 
     pip install pillow==13.0.0 numpy
     python tools/golden/pillow_resize.py > tests/data/pillow_resize.json

@@ -62,7 +62,7 @@ enum Kind {
     Table { table: Vec<[u8; 4]>, size: usize },
     /// All 32 bits random: codes of any width.
     Bits,
-    /// 4-bit zero points, 7 or 8.
+    /// Zero points: of 4 bits 7 or 8, of 8 bits 0x77, 0x78, 0x87 or 0x88.
     Zeros,
     /// The same bytes over and over.
     Repeat(Vec<u8>),
@@ -156,16 +156,20 @@ fn kind(tensor: &Tensor, config: &ModelConfig, rng: &mut Rng) -> Kind {
     };
     match (suffix, config.quantization) {
         ("qweight", _) => Kind::Bits,
-        ("qzeros", Quantization::Gptq { bits: 8, v2, .. }) => {
+        ("qzeros", Quantization::Gptq { bits: 8, sym: true, v2, .. }) => {
             Kind::Repeat(vec![if v2 { 0x80 } else { 0x7f }])
         }
-        ("qzeros", Quantization::Gptq { v2, .. }) => Kind::Repeat(vec![if v2 { 0x88 } else { 0x77 }]),
+        ("qzeros", Quantization::Gptq { bits: 4, sym: true, v2, .. }) => {
+            Kind::Repeat(vec![if v2 { 0x88 } else { 0x77 }])
+        }
         ("qzeros", _) => Kind::Zeros,
         ("scales", Quantization::Gptq { bits, group_size, .. }) => {
             let k = group_size.map_or(config.text.hidden_size, |group| group * shape[0]);
             quantised((1u32 << bits) as f32, k)
         }
-        ("scales", Quantization::Awq { group_size }) => quantised(16.0, group_size * shape[0]),
+        ("scales", Quantization::Awq { group_size }) => {
+            quantised(16.0, group_size.map_or(config.text.hidden_size, |group| group * shape[0]))
+        }
         ("g_idx", Quantization::Gptq { group_size, .. }) => {
             Kind::Groups { group: group_size.unwrap_or(shape[0]) }
         }

@@ -176,9 +176,9 @@ fn pack<C: Codes>(
     }
     // Reading the layer checks the shapes and types that the packer relies on.
     let source = match checkpoint.config.quantization {
-        Quantization::Gptq { group_size, v2, .. } => {
+        Quantization::Gptq { v2, .. } => {
             let stored = checkpoint.gptq_linear(linear)?;
-            let file_group = group_size.unwrap_or(k);
+            let file_group = checkpoint.config.quantization.group(k);
             let in_order = stored.g_idx.iter().enumerate().all(|(k, &g)| g as usize == k / file_group);
             let order = (!in_order || !k.is_multiple_of(group)).then(|| {
                 let order = InputOrder::new(&stored.g_idx, k.div_ceil(file_group), group);
@@ -190,7 +190,7 @@ fn pack<C: Codes>(
         _ => {
             let stored = checkpoint.awq_linear(linear)?;
             let (qweight, qzeros, scales) = (stored.qweight, stored.qzeros, stored.scales);
-            Source { packing: Packing::Awq, qweight, qzeros, scales, n, k, group, order: None }
+            Source { packing: Packing::Awq, qweight, qzeros, scales, n, k, group: stored.group, order: None }
         }
     };
     let packed = GroupedMatrix::pack(pool, &source, group);

@@ -148,7 +148,7 @@ impl CpuExecutor {
                 plan.prefill.bounds.tokens.max(plan.options.max_seqs),
                 text.head_dim(),
             ),
-            slices: Vec::new(),
+            slices: Vec::with_capacity(plan.options.max_patches / plan.config.vision.patches_per_token()),
             config: plan.config.vision.clone(),
             pool,
         };

@@ -1,19 +1,18 @@
 //! Weights on the device: matrices in the records of the linear kernels, vectors in f32.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
-use qwenvl_graph::config::Quantization;
 use qwenvl_graph::op::LinearPart;
-use qwenvl_graph::weights::{Linear, WeightFormat};
+use qwenvl_graph::weights::WeightFormat;
 use qwenvl_graph::{DType, Epilogue, Graph, Op, WeightId, cuda};
 
 use super::gpu::{Block, Gpu, Staging};
-use crate::checkpoint::{Checkpoint, TensorRef, to_f32_vec};
-use crate::error::{Error, Result};
+use super::layout::{Layout, Layouts};
+use crate::checkpoint::{Checkpoint, to_f32_vec};
+use crate::error::Result;
 use crate::kernels::cuda::linear::{RowOrder, WeightKind};
 use crate::kernels::cuda::norm::Table;
-use crate::kernels::cuda::repack::{Format, Source};
+use crate::kernels::cuda::repack::{Format, Repack, Source};
 use crate::kernels::cuda::{Half, Kernels};
 
 /// A stacked linear layer on the device.
@@ -23,9 +22,11 @@ pub(super) struct Matrix {
     /// f32 `[n]`.
     pub(super) bias: Option<u64>,
     pub(super) n: usize,
+    /// Places along k.
+    pub(super) k: usize,
     pub(super) kind: WeightKind,
     pub(super) order: RowOrder,
-    /// `[k]` u32: which input comes at each place, if not in order.
+    /// `[k]` u32: which input comes at each place, or none, if not in order.
     pub(super) inputs: Option<u64>,
 }
 
@@ -60,10 +61,8 @@ pub(super) struct Binder<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) staging: &'a mut Staging,
     pub(super) checkpoint: &'a Checkpoint,
-    /// Type of activations, and of dense records.
+    /// Type of activations.
     pub(super) half: Half,
-    /// The same.
-    pub(super) activation: DType,
     /// The next free address of the weights' block, and its end.
     pub(super) at: u64,
     pub(super) end: u64,
@@ -71,16 +70,16 @@ pub(super) struct Binder<'a> {
 }
 
 impl Binder<'_> {
-    /// Uploads and repacks the weights of `graph`.
-    pub(super) fn bind(&mut self, graph: &Graph) -> Result<Weights> {
+    /// Uploads and repacks the weights of `graph`, whose quantised layers are to lie as `layouts` says.
+    pub(super) fn bind(&mut self, graph: &Graph, layouts: &Layouts) -> Result<Weights> {
         let mut weights = Weights::default();
         for node in &graph.nodes {
             match &node.op {
                 Op::Linear { parts, k, epilogue } => {
-                    let matrix = self.matrix(graph, parts, *k, epilogue)?;
+                    let matrix = self.matrix(graph, parts, *k, epilogue, layouts.get(&parts[0].weight))?;
                     weights.matrices.insert(parts[0].weight, matrix);
                 }
-                Op::Embed { table } if !cuda::shares_table(graph, *table, self.activation) => {
+                Op::Embed { table } if !cuda::shares_table(graph, *table) => {
                     weights.table = Some(self.table(graph, *table)?);
                 }
                 _ => {}
@@ -88,7 +87,8 @@ impl Binder<'_> {
         }
         for node in &graph.nodes {
             if let (Op::Embed { table }, None) = (&node.op, weights.table) {
-                weights.table = Some((weights.matrices[table].records, Table::Records));
+                let head = &weights.matrices[table];
+                weights.table = Some((head.records, Table::Records(self.records_type(head.kind))));
             }
         }
         for (id, weight) in graph.weights.iter().enumerate() {
@@ -112,6 +112,7 @@ impl Binder<'_> {
         parts: &[LinearPart],
         k: usize,
         epilogue: &Epilogue,
+        layout: Option<&Layout>,
     ) -> Result<Matrix> {
         let first = graph.weight(parts[0].weight);
         let qwenvl_graph::WeightKind::Matrix { format, .. } = first.kind else {
@@ -124,9 +125,26 @@ impl Binder<'_> {
             Epilogue::RopeWriteKv { heads, .. } => RowOrder::Paired { half: heads.head_dim / 2 },
             _ => RowOrder::Plain,
         };
-        let records = self.take(cuda::matrix_bytes(n, k, format));
-        let inputs = self.input_order(graph, parts, k, format)?;
-        self.repack(graph, parts, k, format, (order, inputs), records)?;
+        let (kind, k) = match layout {
+            Some(layout) => (layout.kind, layout.k),
+            None => (self.dense_kind(graph, parts[0].weight, format), k),
+        };
+        let records = self.take(kind.matrix_bytes(n, k) as u64);
+        let inputs = match layout.and_then(|l| l.inputs.as_ref()) {
+            Some(inputs) => {
+                let address = self.take(4 * inputs.len() as u64);
+                let step = format!("sending the order of inputs of {}", first.name);
+                self.staging.upload(self.gpu, &step, address, bytemuck::cast_slice(inputs))?;
+                Some(address)
+            }
+            None => None,
+        };
+        let matrix = Matrix { records, bias: None, n, k, kind, order, inputs };
+        match layout {
+            Some(layout) => self.repack_codes(graph, parts, layout, &matrix)?,
+            None => self.repack_dense(graph, parts, &matrix)?,
+        }
+        (self.advance)(parts.iter().map(|p| graph.weight(p.weight).bytes()).sum());
         let mut stacked = Vec::with_capacity(parts.len());
         for part in parts {
             stacked.push(match part.bias {
@@ -144,178 +162,96 @@ impl Binder<'_> {
             }
             bias = Some(self.vector(&format!("{}.bias", first.name), &values)?);
         }
-        let kind = match format {
-            WeightFormat::Dense(_) => WeightKind::Dense,
-            WeightFormat::Int4 { .. } => WeightKind::Int4,
-            WeightFormat::Int8 { .. } => WeightKind::Int8,
-        };
-        Ok(Matrix { records, bias, n, kind, order, inputs })
+        Ok(Matrix { bias, ..matrix })
     }
 
-    /// Sends the parts as the checkpoint holds them and has the device reorder them. A single dense matrix
-    /// goes in slabs of whole strips.
-    fn repack(
+    /// The kind of a dense matrix. One that is also the embedding table keeps the type of its file.
+    fn dense_kind(&self, graph: &Graph, weight: WeightId, format: WeightFormat) -> WeightKind {
+        let is_table = graph.nodes.iter().any(|n| matches!(n.op, Op::Embed { table } if table == weight));
+        match (format, self.half) {
+            (WeightFormat::Dense(DType::F16), Half::BF16) | (WeightFormat::Dense(DType::BF16), Half::F16)
+                if is_table =>
+            {
+                WeightKind::Cast
+            }
+            _ => WeightKind::Dense,
+        }
+    }
+
+    /// The type of numbers in dense records.
+    fn records_type(&self, kind: WeightKind) -> Half {
+        match (kind, self.half) {
+            (WeightKind::Cast, Half::BF16) => Half::F16,
+            (WeightKind::Cast, Half::F16) => Half::BF16,
+            _ => self.half,
+        }
+    }
+
+    /// Sends the parts of a quantised layer as the checkpoint holds them and has the device reorder them.
+    fn repack_codes(
         &mut self,
         graph: &Graph,
         parts: &[LinearPart],
-        k: usize,
-        format: WeightFormat,
-        (order, inputs): (RowOrder, Option<u64>),
-        records: u64,
+        layout: &Layout,
+        matrix: &Matrix,
     ) -> Result<()> {
-        let name = graph.weight(parts[0].weight).name.clone();
-        let step = format!("repacking {name}");
-        let rows: usize = parts.iter().map(|p| p.n).sum();
-        let in_slabs =
-            matches!(format, WeightFormat::Dense(_)) && order == RowOrder::Plain && parts.len() == 1;
+        let name = &graph.weight(parts[0].weight).name;
+        // What is sent lives until the device has read it.
+        let (mut blocks, mut sources) = (Vec::new(), Vec::new());
+        let mut groups = self.send(name, bytemuck::cast_slice(&layout.groups.concat()), &mut blocks)?;
+        for (part, own) in parts.iter().zip(&layout.groups) {
+            let module = &graph.weight(part.weight).name;
+            let mut addresses = [0; 3];
+            for (suffix, address) in ["qweight", "qzeros", "scales"].into_iter().zip(&mut addresses) {
+                let tensor = self.checkpoint.tensor(&format!("{module}.{suffix}"))?;
+                *address = self.send(name, tensor.bytes, &mut blocks)?;
+                self.checkpoint.release(&tensor);
+            }
+            let [codes, zeros, scales] = addresses;
+            sources.push(Source { codes, zeros, scales, groups, n: part.n });
+            groups += size_of_val(&own[..]) as u64;
+        }
+        self.launch_repack(name, layout.format, matrix, &sources, matrix.records)
+    }
+
+    /// Likewise of a dense layer. A single matrix goes in slabs of whole strips.
+    fn repack_dense(&mut self, graph: &Graph, parts: &[LinearPart], matrix: &Matrix) -> Result<()> {
+        let name = &graph.weight(parts[0].weight).name;
+        let (rows, k) = (matrix.n, matrix.k);
+        let in_slabs = matrix.order == RowOrder::Plain && parts.len() == 1;
         let slab = if in_slabs { (SLAB_BYTES / (k * 4)).next_multiple_of(cuda::STRIP) } else { rows };
         for first in (0..rows).step_by(slab) {
-            let n = slab.min(rows - first);
-            // What is sent lives until the device has read it.
-            let (mut blocks, mut sources) = (Vec::new(), Vec::new());
-            let mut stored = None;
+            let (mut blocks, mut sources, mut dtype) = (Vec::new(), Vec::new(), DType::F32);
             for part in parts {
-                let module = &graph.weight(part.weight).name;
-                let part_n = if parts.len() == 1 { n } else { part.n };
-                let mut source = Source { n: part_n, ..Source::default() };
-                stored = Some(match format {
-                    WeightFormat::Dense(_) => {
-                        let tensor = self.checkpoint.tensor(&format!("{module}.weight"))?;
-                        let row = tensor.bytes.len() / part.n;
-                        let from = if parts.len() == 1 { first } else { 0 };
-                        source.codes =
-                            self.send(&name, &tensor.bytes[from * row..][..part_n * row], &mut blocks)?;
-                        Format::Dense(tensor.dtype)
-                    }
-                    WeightFormat::Int4 { .. } | WeightFormat::Int8 { .. } => {
-                        let stored = self.quantised(module, part.n, k, format)?;
-                        for (tensor, address) in [
-                            ("qweight", &mut source.codes),
-                            ("qzeros", &mut source.zeros),
-                            ("scales", &mut source.scales),
-                        ] {
-                            let is_grouped = tensor != "qweight";
-                            let tensor = self.checkpoint.tensor(&format!("{module}.{tensor}"))?;
-                            let rows = if is_grouped {
-                                by_records(&tensor, k, self.stored_group(k))
-                            } else {
-                                tensor.bytes.into()
-                            };
-                            *address = self.send(&name, &rows, &mut blocks)?;
-                            self.checkpoint.release(&tensor);
-                        }
-                        stored
-                    }
-                });
-                sources.push(source);
+                let tensor = self.checkpoint.tensor(&format!("{}.weight", graph.weight(part.weight).name))?;
+                let (from, n) = if in_slabs { (first, slab.min(rows - first)) } else { (0, part.n) };
+                let row = tensor.bytes.len() / part.n;
+                let codes = self.send(name, &tensor.bytes[from * row..][..n * row], &mut blocks)?;
+                sources.push(Source { codes, n, ..Source::default() });
+                dtype = tensor.dtype;
             }
-            let stored = stored.expect("a layer has parts");
-            let out = records + cuda::matrix_bytes(first, k, format);
-            // SAFETY: sources and records are within their blocks; the sources live until the wait below.
-            unsafe {
-                self.kernels.repack(&self.gpu.stream, stored, self.half, &sources, k, order, inputs, out)
-            }
-            .map_err(|error| super::kernel_error(&step, error))?;
-            self.gpu.wait(&step)?;
+            let out = matrix.records + matrix.kind.matrix_bytes(first, k) as u64;
+            self.launch_repack(name, Format::Dense(dtype), matrix, &sources, out)?;
         }
-        (self.advance)(parts.iter().map(|p| graph.weight(p.weight).bytes()).sum());
         Ok(())
     }
 
-    /// The order of inputs that puts groups side by side, on the device, unless that is their own. Layers that are
-    /// stacked have the same inputs and must have the same groups.
-    fn input_order(
-        &mut self,
-        graph: &Graph,
-        parts: &[LinearPart],
-        k: usize,
-        format: WeightFormat,
-    ) -> Result<Option<u64>> {
-        if matches!(format, WeightFormat::Dense(_))
-            || !cuda::sorts_inputs(self.checkpoint.config.quantization)
-        {
-            return Ok(None);
-        }
-        let group = self.stored_group(k);
-        let mut order: Option<Vec<u32>> = None;
-        for part in parts {
-            let name = &graph.weight(part.weight).name;
-            let linear = Linear { name: name.clone(), n: part.n, k, bias: false, format };
-            let groups = self.checkpoint.gptq_linear(&linear)?.g_idx;
-            let mut own: Vec<u32> = (0..k as u32).collect();
-            own.sort_by_key(|input| groups[*input as usize]);
-            let is_even = own.iter().enumerate().all(|(at, i)| groups[*i as usize] as usize == at / group);
-            if !is_even || order.as_ref().is_some_and(|first| *first != own) {
-                let what =
-                    if is_even { "other groups than the layers beside it" } else { "groups of unequal size" };
-                return Err(Error::Unsupported {
-                    what: format!("{what} of {name} on CUDA"),
-                    help: "quantise with desc_act false, or use --device cpu".into(),
-                });
-            }
-            order = Some(own);
-        }
-        let order = order.expect("a layer has parts");
-        if order.is_sorted() {
-            return Ok(None);
-        }
-        let address = self.take(4 * k as u64);
-        let name = &graph.weight(parts[0].weight).name;
-        let step = format!("sending {name}.g_idx");
-        self.staging.upload(self.gpu, &step, address, bytemuck::cast_slice(&order))?;
-        Ok(Some(address))
-    }
-
-    /// Inputs that share a scale in the files of a layer with `k`.
-    fn stored_group(&self, k: usize) -> usize {
-        match self.checkpoint.config.quantization {
-            Quantization::Awq { group_size } => group_size,
-            Quantization::Gptq { group_size, .. } => group_size.unwrap_or(k),
-            Quantization::None => k,
-        }
-    }
-
-    /// How a quantised matrix is stored, once its tensors have the shapes that the repacker relies on.
-    fn quantised(&self, module: &str, n: usize, k: usize, format: WeightFormat) -> Result<Format> {
-        let group = self.stored_group(k);
-        if !k.is_multiple_of(cuda::RECORD) {
-            return Err(Error::Unsupported {
-                what: format!("{k} inputs of {module} on CUDA"),
-                help: format!(
-                    "the CUDA kernels take quantised layers by {} inputs; use --device cpu",
-                    cuda::RECORD
-                ),
-            });
-        }
-        if !group.is_multiple_of(cuda::RECORD) {
-            return Err(Error::Unsupported {
-                what: format!("group_size {group} of {module} on CUDA"),
-                help: format!(
-                    "the CUDA kernels have a scale for every {0} inputs: quantise with group_size {0}, a multiple \
-                     of it or -1, or use --device cpu",
-                    cuda::RECORD
-                ),
-            });
-        }
-        let linear = Linear { name: module.to_string(), n, k, bias: false, format };
-        let Quantization::Gptq { bits, v2, .. } = self.checkpoint.config.quantization else {
-            self.checkpoint.awq_linear(&linear)?;
-            return Ok(Format::Awq4);
-        };
-        let stored = self.checkpoint.gptq_linear(&linear)?;
-        if bits == 4 {
-            return Ok(Format::Gptq4 { zero_offset: u32::from(!v2) });
-        }
-        // 128 in the middle of 0..256, stored less one in the first version.
-        let middle = if v2 { 128 } else { 127 };
-        if stored.qzeros.iter().any(|zero| *zero != middle) {
-            return Err(Error::Unsupported {
-                what: format!("asymmetric zero points of {module} on CUDA"),
-                help: "the CUDA kernels take 8-bit weights around 128: quantise with sym true, or use --device cpu"
-                    .into(),
-            });
-        }
-        Ok(Format::Gptq8)
+    /// Has the device reorder `sources`, and waits for it.
+    fn launch_repack(
+        &self,
+        name: &str,
+        format: Format,
+        matrix: &Matrix,
+        sources: &[Source],
+        out: u64,
+    ) -> Result<()> {
+        let step = format!("repacking {name}");
+        let Matrix { kind, k, order, inputs, .. } = *matrix;
+        let repack = Repack { format, kind, half: self.records_type(kind), sources, k, order, inputs, out };
+        // SAFETY: sources and records are within their blocks; the sources live until the wait below.
+        unsafe { self.kernels.repack(&self.gpu.stream, &repack) }
+            .map_err(|error| self.gpu.kernel_error(&step, error))?;
+        self.gpu.wait(&step)
     }
 
     fn table(&mut self, graph: &Graph, id: WeightId) -> Result<(u64, Table)> {
@@ -349,16 +285,6 @@ impl Binder<'_> {
         assert!(self.at <= self.end, "the plan states the bytes of all weights");
         at
     }
-}
-
-/// Scales or zero points with a row for each record along `k`: a group may have several.
-fn by_records<'a>(tensor: &TensorRef<'a>, k: usize, group: usize) -> Cow<'a, [u8]> {
-    if group == cuda::RECORD {
-        return tensor.bytes.into();
-    }
-    let row_bytes = tensor.bytes.len() / tensor.shape[0];
-    let rows = (0..k).step_by(cuda::RECORD).map(|at| &tensor.bytes[at / group * row_bytes..][..row_bytes]);
-    rows.flatten().copied().collect()
 }
 
 /// About what a slab of a dense matrix has.

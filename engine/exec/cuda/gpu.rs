@@ -1,6 +1,8 @@
 //! One GPU: context, stream, memory blocks, transfers. Addresses are plain numbers; who owns what is said by
 //! the [`Block`]s.
 
+use std::cell::Cell;
+use std::fmt;
 use std::sync::Arc;
 
 use cudarc::driver::{
@@ -9,11 +11,29 @@ use cudarc::driver::{
 };
 
 use crate::error::{Error, Result};
+use crate::kernels::cuda as kernels;
 
 /// A device with one stream on which everything runs in order.
 pub(super) struct Gpu {
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
+    /// The first and the last that was launched since the host last waited: one of these failed where the driver
+    /// says only that something has.
+    under_way: Cell<Option<[Place; 2]>>,
+}
+
+/// A step of a program, or what is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) program: &'static str,
+    pub(super) step: Option<usize>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.program)?;
+        self.step.map_or(Ok(()), |step| write!(f, " step {step}"))
+    }
 }
 
 /// Device memory, freed when dropped.
@@ -37,28 +57,31 @@ struct Half {
 /// Bytes of half a [`Staging`].
 const STAGING_BYTES: usize = 8 << 20;
 
-/// An error of the driver at `step`.
+/// An error of the driver at `step`, before anything was launched.
 pub(super) fn failed(step: &str) -> impl FnOnce(DriverError) -> Error {
-    move |error| Error::Cuda { step: step.to_string(), problem: problem(error) }
+    move |error| Error::Cuda { step: step.to_string(), problem: error.to_string() }
 }
 
-/// What the driver says, and whose fault it was where kernels that run behind the calls may have failed.
-fn problem(error: DriverError) -> String {
+/// Whether an error is that of a kernel that ran behind the calls: the context is lost.
+pub(super) fn is_of_kernel(error: DriverError) -> bool {
     use cudarc::driver::sys::CUresult::{
         CUDA_ERROR_HARDWARE_STACK_ERROR, CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_ILLEGAL_INSTRUCTION,
         CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_MISALIGNED_ADDRESS,
     };
-    match error.0 {
+    matches!(
+        error.0,
         CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUDA_ERROR_LAUNCH_FAILED
-        | CUDA_ERROR_LAUNCH_TIMEOUT
-        | CUDA_ERROR_HARDWARE_STACK_ERROR => {
-            format!("{error}, in a step before this one: with CUDA_LAUNCH_BLOCKING=1 it is named")
-        }
-        _ => error.to_string(),
-    }
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+    )
+}
+
+/// Whether the user wants every launch waited for, so that an error is that of the step it comes with.
+pub(super) fn waits_for_launches() -> bool {
+    std::env::var("CUDA_LAUNCH_BLOCKING").is_ok_and(|v| v == "1")
 }
 
 /// Loads the driver library: the first call does, and its absence is a panic of cudarc.
@@ -80,14 +103,53 @@ impl Gpu {
         // SAFETY: all work is on one stream, so that no slice needs events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed(&step))?;
-        Ok(Gpu { context, stream })
+        Ok(Gpu { context, stream, under_way: Cell::new(None) })
+    }
+
+    /// Notes what is launched from here on.
+    pub(super) fn launched(&self, program: &'static str, step: Option<usize>) {
+        let place = Place { program, step };
+        let first = self.under_way.get().map_or(place, |[first, _]| first);
+        self.under_way.set(Some([first, place]));
+    }
+
+    /// Nothing is under way: the host has waited, or launches were only captured.
+    pub(super) fn idle(&self) {
+        self.under_way.set(None);
+    }
+
+    /// An error of the driver at `step`.
+    pub(super) fn failed(&self, step: &str) -> impl FnOnce(DriverError) -> Error {
+        move |error| Error::Cuda { step: step.to_string(), problem: self.problem(error) }
+    }
+
+    /// An error of a launcher at `step`.
+    pub(super) fn kernel_error(&self, step: &str, error: kernels::Error) -> Error {
+        let problem = match error {
+            kernels::Error::Unsupported { what, help } => return Error::Unsupported { what, help },
+            kernels::Error::Driver { what, source } => format!("{what}: {}", self.problem(source)),
+            other => other.to_string(),
+        };
+        Error::Cuda { step: step.to_string(), problem }
+    }
+
+    /// What the driver says, and of which steps where kernels that ran behind the calls may have failed.
+    fn problem(&self, error: DriverError) -> String {
+        match self.under_way.get() {
+            Some([first, last]) if is_of_kernel(error) && first == last => format!("{error}, hit by {last}"),
+            Some([first, last]) if is_of_kernel(error) => format!(
+                "{error}, hit by one of the steps launched since the last wait, {first} to {last}: with \
+                 CUDA_LAUNCH_BLOCKING=1 it is named"
+            ),
+            _ => error.to_string(),
+        }
     }
 
     /// Takes `bytes` of device memory, uninitialised.
     pub(super) fn block(&self, what: &str, bytes: u64) -> Result<Block> {
         // SAFETY: steps read only what steps or uploads have written: the plan orders them.
         let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1) as usize) };
-        let slice = slice.map_err(failed(&format!("allocating {bytes} bytes for {what}")))?;
+        let slice = slice.map_err(self.failed(&format!("allocating {bytes} bytes for {what}")))?;
         let address = slice.device_ptr(&self.stream).0;
         Ok(Block { slice, address })
     }
@@ -96,25 +158,28 @@ impl Gpu {
     pub(super) fn zero(&self, step: &str, address: u64, bytes: u64) -> Result<()> {
         // SAFETY: callers pass ranges within their blocks.
         unsafe { result::memset_d8_async(address, 0, bytes as usize, self.stream.cu_stream()) }
-            .map_err(failed(step))
+            .map_err(self.failed(step))
     }
 
     /// Copies within the device.
     pub(super) fn copy(&self, step: &str, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: callers pass ranges within their blocks that do not overlap.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(failed(step))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(self.failed(step))
     }
 
     /// Copies to the host once everything before is done, and waits for it.
     pub(super) fn read<T: DeviceRepr>(&self, step: &str, from: u64, to: &mut [T]) -> Result<()> {
         // SAFETY: callers pass ranges within their blocks, and `to` is used after the wait.
-        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(failed(step))?;
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(self.failed(step))?;
         self.wait(step)
     }
 
     /// Waits for everything.
     pub(super) fn wait(&self, step: &str) -> Result<()> {
-        self.stream.synchronize().map_err(failed(step))
+        self.stream.synchronize().map_err(self.failed(step))?;
+        self.idle();
+        Ok(())
     }
 }
 
@@ -138,7 +203,10 @@ impl Staging {
             Ok(Half { memory, copied: gpu.context.new_event(None)? })
         };
         let step = "allocating pinned memory";
-        Ok(Staging { halves: [half().map_err(failed(step))?, half().map_err(failed(step))?], next: 0 })
+        Ok(Staging {
+            halves: [half().map_err(gpu.failed(step))?, half().map_err(gpu.failed(step))?],
+            next: 0,
+        })
     }
 
     /// Copies `bytes` to `address`; they may change afterwards. Waits only for the half it writes.
@@ -147,7 +215,7 @@ impl Staging {
         for piece in bytes.chunks(STAGING_BYTES) {
             let half = &mut self.halves[self.next];
             self.next = 1 - self.next;
-            half.send(gpu, at, piece).map_err(failed(step))?;
+            half.send(gpu, at, piece).map_err(gpu.failed(step))?;
             at += piece.len() as u64;
         }
         Ok(())

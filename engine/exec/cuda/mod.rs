@@ -8,6 +8,7 @@
 mod bind;
 mod gpu;
 mod inputs;
+mod layout;
 mod sampling;
 mod self_test;
 mod step;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use bind::{Binder, Weights};
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use gpu::{Block, Gpu, Staging, failed};
+use gpu::{Block, Gpu, Staging, failed, is_of_kernel, waits_for_launches};
 use inputs::Inputs;
+use layout::Layouts;
 use qwenvl_graph::cuda::{self, Workspace};
 use qwenvl_graph::positions::vision_positions;
 use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan, Program};
@@ -33,8 +35,7 @@ use crate::error::{Error, Result};
 use crate::exec::cpu::Progress;
 use crate::kernels::SeqRows;
 use crate::kernels::cpu::rope::RopeTable;
-use crate::kernels::cuda::attention::{Sequence, Tile, tiles};
-use crate::kernels::cuda::norm::Frames;
+use crate::kernels::cuda::attention::{Sequence, Tile, list_tiles};
 use crate::kernels::cuda::sample::{NO_TOKEN, best_len};
 use crate::kernels::cuda::{self as cuda_kernels, Half, Kernels};
 use crate::sampler::unusable;
@@ -50,11 +51,14 @@ pub struct CudaExecutor {
     kernels: Kernels,
     staging: Staging,
     inputs: Inputs,
+    lists: Lists,
     vision_weights: Weights,
     decoder_weights: Weights,
     addresses: Addresses,
     half: Half,
     multiprocessors: usize,
+    /// Whether every step is waited for, without graphs.
+    waits: bool,
     /// Decode graphs by bucket; dropped before the memory they read.
     graphs: Vec<(usize, Replay)>,
     /// Which normalisation the device's table holds.
@@ -65,6 +69,29 @@ pub struct CudaExecutor {
     sampling: Sampling,
     watch: Option<Watch>,
     _blocks: Vec<Block>,
+}
+
+/// What is listed for a call, with room for the largest.
+struct Lists {
+    /// As words.
+    slices: Vec<[u32; 8]>,
+    sequences: Vec<Sequence>,
+    tiles: Vec<Tile>,
+}
+
+impl Lists {
+    fn new(plan: &Plan) -> Lists {
+        let (options, text, vision) = (&plan.options, &plan.config.text, &plan.config.vision);
+        let slices = options.max_patches / vision.patches_per_token();
+        let of_vision = (options.max_patches / cuda::ATTENTION_ROWS + slices) * vision.num_heads;
+        let tokens = plan.prefill.bounds.tokens * text.num_attention_heads;
+        let of_text = tokens / cuda::ATTENTION_ROWS + options.max_seqs * text.num_attention_heads;
+        Lists {
+            slices: Vec::with_capacity(slices),
+            sequences: Vec::with_capacity(slices.max(options.max_seqs)),
+            tiles: Vec::with_capacity(of_vision.max(of_text)),
+        }
+    }
 }
 
 /// A captured decode step.
@@ -124,7 +151,8 @@ pub fn driver() -> Result<(usize, (u32, u32))> {
     gpu::find_driver("CUDA")?;
     let step = "asking the driver";
     let n = cudarc::driver::CudaContext::device_count().map_err(failed(step))?;
-    let version = cuda_kernels::driver_version().map_err(|e| kernel_error(step, e))?;
+    let version = cuda_kernels::driver_version()
+        .map_err(|e| Error::Cuda { step: step.into(), problem: e.to_string() })?;
     Ok((n as usize, version))
 }
 
@@ -148,7 +176,7 @@ impl CudaExecutor {
     /// [`Error::Memory`] if the plan does not fit, [`Error::Tensor`] if a tensor cannot be used,
     /// [`Error::Cuda`] with the step at which the driver failed.
     pub fn bind(
-        plan: Plan,
+        mut plan: Plan,
         checkpoint: Arc<Checkpoint>,
         ordinal: usize,
         progress: Progress,
@@ -161,17 +189,20 @@ impl CudaExecutor {
         };
         plan_fits(&plan)?;
         let gpu = Gpu::open(ordinal)?;
-        let kernels = Kernels::load(&gpu.context).map_err(|e| kernel_error("loading kernels", e))?;
+        let kernels = Kernels::load(&gpu.context).map_err(|e| gpu.kernel_error("loading kernels", e))?;
         let half = match plan.activation {
             DType::F16 => Half::F16,
             _ => Half::BF16,
         };
         let mut staging = Staging::new(&gpu)?;
+        let planned_bytes = plan.memory.weights_bytes;
         let graphs = [&plan.vision.graph, &plan.prefill.graph];
-        let layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
+        let weights_bytes = cuda::weights_bytes(graphs, plan.config.quantization);
+        let mut layout = Workspace::new(&plan.config, &plan.options, graphs, multiprocessors);
+        let layouts = layout::layouts(&checkpoint, &mut plan, &mut layout)?;
+        plan_fits(&plan)?;
 
-        let weights =
-            gpu.block("weights", cuda::weights_bytes(graphs, plan.activation, plan.config.quantization))?;
+        let weights = gpu.block("weights", weights_bytes + plan.memory.weights_bytes - planned_bytes)?;
         let (total, mut done) = (plan.memory.weights_bytes, 0);
         let mut advance = |bytes: u64| {
             done += bytes;
@@ -183,18 +214,19 @@ impl CudaExecutor {
             staging: &mut staging,
             checkpoint: &checkpoint,
             half,
-            activation: plan.activation,
             at: weights.address(),
             end: weights.address() + weights.bytes(),
             advance: &mut advance,
         };
-        let vision_weights = binder.bind(&plan.vision.graph)?;
-        let decoder_weights = binder.bind(&plan.prefill.graph)?;
+        let vision_weights = binder.bind(&plan.vision.graph, &Layouts::new())?;
+        let decoder_weights = binder.bind(&plan.prefill.graph, &layouts)?;
 
         let arena = gpu.block("the arena", plan.memory.arena_bytes)?;
         let visual = gpu.block("visual rows", plan.memory.visual_bytes)?;
         let kv = gpu.block("the KV cache", plan.memory.kv_bytes)?;
         let workspace = gpu.block("the workspace", layout.total_bytes)?;
+        let taken: u64 = [&weights, &arena, &visual, &kv, &workspace].iter().map(|block| block.bytes()).sum();
+        assert_eq!(taken, plan.memory.total_bytes(), "the plan states every byte");
         let addresses = Addresses {
             arena: arena.address(),
             visual: visual.address(),
@@ -215,6 +247,8 @@ impl CudaExecutor {
         };
         let sampling = Sampling::new(&gpu, places, max_seqs, vocab)?;
         let mut executor = CudaExecutor {
+            lists: Lists::new(&plan),
+            waits: waits_for_launches(),
             logits_host: vec![0.0; max_seqs * vocab],
             sampling,
             watch: None,
@@ -262,6 +296,9 @@ impl CudaExecutor {
 
     /// Records the launches of a decode step for each bucket.
     fn capture(&mut self) -> Result<()> {
+        if self.waits {
+            return Ok(());
+        }
         let most = self.plan.options.max_seqs;
         // The arena has rows for the plan's sequences, no more.
         let smaller = cuda::BUCKETS.into_iter().filter(|&b| b < most);
@@ -269,17 +306,37 @@ impl CudaExecutor {
             let call = self.prepare(Phase::Decode, &DecoderCall::default(), bucket);
             let step = "capturing a decode step";
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            self.gpu.stream.begin_capture(mode).map_err(failed(step))?;
+            self.gpu.stream.begin_capture(mode).map_err(self.gpu.failed(step))?;
             let steps = self.steps();
             let launched = steps.run(&self.plan.decode, &self.decoder_weights, &call, &mut |_, _| Ok(()));
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-            let graph = self.gpu.stream.end_capture(flags).map_err(failed(step));
+            let graph = self.gpu.stream.end_capture(flags).map_err(self.gpu.failed(step));
             launched?;
             let graph =
                 graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
+            self.gpu.idle();
             self.graphs.push((bucket, Replay(graph)));
         }
         Ok(())
+    }
+
+    /// Runs a decode step as the graph `at`. If the driver refuses that, the steps run one at a time, to find which of
+    /// them it does not take.
+    fn replay(&mut self, at: usize, program: &Program, call: &Call) -> Result<()> {
+        let (rows, graph) = &self.graphs[at];
+        let last = program.graph.nodes.len() - 1;
+        self.gpu.launched(program.name, Some(0));
+        self.gpu.launched(program.name, Some(last));
+        let Err(error) = graph.0.launch() else { return Ok(()) };
+        let step = format!("{} steps 0 to {last}, replayed as a graph for {rows} rows", program.name);
+        if is_of_kernel(error) {
+            return Err(self.gpu.failed(&step)(error));
+        }
+        let waits = std::mem::replace(&mut self.waits, true);
+        let launched = self.launch(program, call);
+        self.waits = waits;
+        launched?;
+        Err(Error::Cuda { step, problem: format!("{error}; one at a time they all ran") })
     }
 
     /// Launches every step of a program, and shows what each wrote if somebody watches.
@@ -312,6 +369,7 @@ impl CudaExecutor {
             addresses: &self.addresses,
             multiprocessors: self.multiprocessors,
             shows_norms: false,
+            waits: self.waits,
         }
     }
 
@@ -345,10 +403,13 @@ impl CudaExecutor {
         };
         let page_table = inputs.padded(call.seqs.iter().flat_map(page_row), 0, pages * seqs);
         let logit_index = inputs.padded(call.logit_rows.iter().copied(), 0, logit_rows);
-        let work = match phase {
-            Phase::Decode => Vec::new(),
-            Phase::Prefill => tiles(&described().collect::<Vec<_>>(), kv_heads, heads / kv_heads),
-        };
+        let Lists { sequences: listed, tiles: work, .. } = &mut self.lists;
+        work.clear();
+        if phase == Phase::Prefill {
+            listed.clear();
+            listed.extend(described());
+            list_tiles(work, listed, kv_heads, heads / kv_heads);
+        }
         let tiles = inputs.push(work.iter().flat_map(words_of_tile));
         Call {
             rows,
@@ -380,16 +441,13 @@ impl CudaExecutor {
     }
 }
 
-/// An error of a launcher at `step`.
-pub(super) fn kernel_error(step: &str, error: cuda_kernels::Error) -> Error {
-    match error {
-        cuda_kernels::Error::Unsupported { what, help } => Error::Unsupported { what, help },
-        other => Error::Cuda { step: step.to_string(), problem: other.to_string() },
-    }
-}
-
 fn words_of(s: &Sequence) -> [u32; 4] {
     [s.first, s.rows, s.past, s.pages]
+}
+
+/// A [`crate::kernels::cuda::norm::Frames`].
+fn words_of_frames([a, b]: [u64; 2], first_patch: u32, (h, w): (u32, u32)) -> [u32; 8] {
+    [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32, first_patch, h, w, 0]
 }
 
 fn words_of_tile(t: &Tile) -> [u32; 3] {
@@ -425,7 +483,9 @@ impl Executor for CudaExecutor {
         let frames_at = self.addresses.range(|w| &w.frames);
         let step = "sending frames";
         let (mut patches, mut frame_at) = (0usize, frames_at.start);
-        let (mut slices, mut sequences) = (Vec::<Frames>::new(), Vec::<Sequence>::new());
+        let Lists { slices, sequences, tiles: work } = &mut self.lists;
+        slices.clear();
+        sequences.clear();
         for slice in call.slices {
             let grid = slice.visual.grid;
             let frames = &slice.visual.frames;
@@ -443,12 +503,7 @@ impl Executor for CudaExecutor {
                 frame_at += bytes.len() as u64;
             }
             let n = grid.patches_per_slice();
-            slices.push(Frames {
-                frames: addresses.map(|a| a as *const u8),
-                first_patch: patches as u32,
-                grid_h: grid.h as u32,
-                grid_w: grid.w as u32,
-            });
+            slices.push(words_of_frames(addresses, patches as u32, (grid.h as u32, grid.w as u32)));
             sequences.push(Sequence { first: patches as u32, rows: n as u32, past: 0, pages: 0 });
             patches += n;
         }
@@ -456,22 +511,18 @@ impl Executor for CudaExecutor {
         assert!(patches <= plan.options.max_patches, "{patches} patches in one vision call");
         let last_row = call.first_row + patches / v.patches_per_token();
         assert!(last_row <= plan.options.max_visual_tokens, "{last_row} visual rows");
-        let work = tiles(&sequences, v.num_heads, 1);
+        list_tiles(work, sequences, v.num_heads, 1);
         let positions = call
             .slices
             .iter()
             .flat_map(|s| vision_positions(Grid { t: 1, ..s.visual.grid }, v.spatial_merge_size));
-        let frame_words = |f: &Frames| {
-            let [a, b] = f.frames.map(|p| p as u64);
-            [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32, f.first_patch, f.grid_h, f.grid_w, 0]
-        };
         let inputs = &mut self.inputs;
         inputs.clear();
         let device_call = Call {
             rows: patches,
             first_visual_row: call.first_row,
             positions: inputs.push(positions.flatten()),
-            slices: inputs.push(slices.iter().flat_map(frame_words)),
+            slices: inputs.push(slices.iter().flatten().copied()),
             n_slices: slices.len(),
             sequences: inputs.push(sequences.iter().flat_map(words_of)),
             n_sequences: sequences.len(),
@@ -500,7 +551,7 @@ impl Executor for CudaExecutor {
         let device_call = self.prepare(phase, call, rows);
         self.inputs.send(&self.gpu, &mut self.staging)?;
         match graph {
-            Some(at) => self.graphs[at].1.0.launch().map_err(failed("decode graph"))?,
+            Some(at) => self.replay(at, program, &device_call)?,
             None => self.launch(program, &device_call)?,
         }
         let result = program.graph.result.expect("a program has a result");

@@ -5,9 +5,8 @@ use std::ops::Range;
 use cudarc::driver::PinnedHostSlice;
 use qwenvl_graph::cuda::{SAMPLE_ROW_WORDS, history_words};
 
-use super::gpu::{Gpu, Staging, failed};
+use super::gpu::{Gpu, Staging};
 use super::inputs::Inputs;
-use super::kernel_error;
 use crate::error::Result;
 use crate::exec::SampleRow;
 use crate::kernels::cuda::Kernels;
@@ -43,7 +42,7 @@ impl Sampling {
         // Cached, unlike what the host only writes.
         // SAFETY: an id is read only after the copy that brought it.
         let tokens =
-            unsafe { gpu.context.alloc_pinned_with_flags::<u32>(max_rows, 0) }.map_err(failed(step))?;
+            unsafe { gpu.context.alloc_pinned_with_flags::<u32>(max_rows, 0) }.map_err(gpu.failed(step))?;
         // The kernel notes its token in the history of a row, whether that was sent or not.
         gpu.zero(step, places.inputs.start, places.inputs.end - places.inputs.start)?;
         Ok(Sampling {
@@ -118,8 +117,9 @@ impl Sampling {
         };
         let step = "sampling";
         // SAFETY: the plan has room for as many rows as there are logits; all is written on this stream.
-        unsafe { kernels.sample(&gpu.stream, &sample) }.map_err(|e| kernel_error(step, e))?;
-        let ids = &mut self.tokens.as_mut_slice().map_err(failed(step))?[..n];
+        unsafe { kernels.sample(&gpu.stream, &sample) }.map_err(|e| gpu.kernel_error(step, e))?;
+        gpu.launched(step, None);
+        let ids = &mut self.tokens.as_mut_slice().map_err(gpu.failed(step))?[..n];
         gpu.read(step, self.picked, ids)?;
         for (token, id) in tokens[first..].iter_mut().zip(ids) {
             if let Ok(token) = token {

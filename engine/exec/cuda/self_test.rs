@@ -6,13 +6,12 @@ use half::{bf16, f16};
 use qwenvl_graph::DType;
 
 use super::gpu::{Block, Gpu, failed};
-use super::kernel_error;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions, Target};
 use crate::error::Result;
 use crate::exec::compare::{compare, unit_roundoff, worst};
 use crate::kernels::cuda::linear::{self, Finish, Linear, Regime, RowOrder, WeightKind, Workspace};
-use crate::kernels::cuda::repack::{Format, Source};
+use crate::kernels::cuda::repack::{Format, Repack, Source};
 use crate::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
 use crate::kernels::cuda::{Half, Kernels};
 use crate::prompt::{ImageInput, Message, Part};
@@ -53,13 +52,18 @@ pub fn self_test(ordinal: usize) -> Result<Vec<KernelTest>> {
         }
     }
     let gpu = Gpu::open(ordinal)?;
-    let kernels = Kernels::load(&gpu.context).map_err(|e| kernel_error("loading kernels", e))?;
+    let kernels = Kernels::load(&gpu.context).map_err(|e| gpu.kernel_error("loading kernels", e))?;
     for activation in [DType::BF16, DType::F16] {
-        for (format, stored) in
-            [(Format::Gptq4 { zero_offset: 1 }, "gptq, 4 bits"), (Format::Gptq8, "gptq, 8 bits")]
-        {
+        let (gptq4, gptq8) = (Format::Gptq4 { zero_offset: 1 }, Format::Gptq8 { zero_offset: 1 });
+        for (format, kind, stored) in [
+            (gptq4, WeightKind::Int4, "gptq, 4 bits"),
+            (gptq4, WeightKind::Int4G64, "gptq, 4 bits, groups of 64"),
+            (gptq4, WeightKind::Int4G32, "gptq, 4 bits, groups of 32"),
+            (gptq8, WeightKind::Int8, "gptq, 8 bits"),
+            (gptq8, WeightKind::Int8G32, "gptq, 8 bits, groups of 32, zero points"),
+        ] {
             for (regime, m) in [(Regime::SmallM, 5), (Regime::Prefill, 37)] {
-                let kernel = if format.kind() == WeightKind::Int4 { "int4_gemm" } else { "int8_gemm" };
+                let kernel = if kind.bits() == 4 { "int4_gemm" } else { "int8_gemm" };
                 let job = format!(
                     "{stored}, {m} rows, {}",
                     match regime {
@@ -67,7 +71,7 @@ pub fn self_test(ordinal: usize) -> Result<Vec<KernelTest>> {
                         Regime::Prefill => "prefill",
                     }
                 );
-                let worst = quantised(&gpu, &kernels, activation, format, regime, m)?;
+                let worst = quantised(&gpu, &kernels, activation, (format, kind), regime, m)?;
                 tests.push(KernelTest { kernel, job, activation, worst });
             }
         }
@@ -156,20 +160,22 @@ fn quantised(
     gpu: &Gpu,
     kernels: &Kernels,
     activation: DType,
-    format: Format,
+    (format, kind): (Format, WeightKind),
     regime: Regime,
     m: usize,
 ) -> Result<f64> {
     let half = if activation == DType::F16 { Half::F16 } else { Half::BF16 };
     let (n, k) = (136, 384);
-    let bits = if format.kind() == WeightKind::Int4 { 4 } else { 8 };
+    let (bits, group) = (kind.bits() as usize, kind.group());
     let (per_word, mask) = (32 / bits, (1u32 << bits) - 1);
     let mut numbers = Numbers(7);
     let codes: Vec<u32> = (0..k / per_word * n).map(|_| numbers.next() << 1 ^ numbers.next()).collect();
-    // Eight bits are symmetric: 127, stored less one.
-    let zeros: Vec<u32> =
-        (0..k / 128 * n / per_word).map(|_| if bits == 8 { 0x7f7f_7f7f } else { numbers.next() }).collect();
-    let scales: Vec<u16> = (0..k / 128 * n)
+    // Symmetric: 127, stored less one.
+    let is_symmetric = kind == WeightKind::Int8;
+    let zeros: Vec<u32> = (0..k / group * n / per_word)
+        .map(|_| if is_symmetric { 0x7f7f_7f7f } else { numbers.next() << 1 ^ numbers.next() })
+        .collect();
+    let scales: Vec<u16> = (0..k / group * n)
         .map(|_| f16::from_f32((numbers.next() % 64 + 1) as f32 / 4096.0).to_bits())
         .collect();
     // Multiples of 1/16 below 8 are exact in both types.
@@ -180,8 +186,9 @@ fn quantised(
     };
     let weight = |row: usize, at: usize| {
         let code = codes[at / per_word * n + row] >> (at % per_word * bits) & mask;
-        let zero = (zeros[at / 128 * (n / per_word) + row / per_word] >> (row % per_word * bits) & mask) + 1;
-        (f64::from(code) - f64::from(zero & mask)) * f64::from(f16::from_bits(scales[at / 128 * n + row]))
+        let zero =
+            (zeros[at / group * (n / per_word) + row / per_word] >> (row % per_word * bits) & mask) + 1;
+        (f64::from(code) - f64::from(zero & mask)) * f64::from(f16::from_bits(scales[at / group * n + row]))
     };
     let expected: Vec<f32> = (0..m * n)
         .map(|at| (0..k).map(|i| f64::from(x[at / n * k + i]) * weight(at % n, i)).sum::<f64>() as f32)
@@ -191,14 +198,31 @@ fn quantised(
     let send = |words: &[u32]| upload(gpu, step, words);
     let (codes, zeros, scales) = (send(&codes)?, send(&zeros)?, upload(gpu, step, &scales)?);
     let x = upload(gpu, step, &x.iter().map(|x| bits_of(*x)).collect::<Vec<_>>())?;
-    let records = gpu.block(step, format.kind().matrix_bytes(n, k) as u64)?;
+    let groups = send(&(0..(k / group) as u32).collect::<Vec<_>>())?;
+    let records = gpu.block(step, kind.matrix_bytes(n, k) as u64)?;
     let out = gpu.block(step, (2 * m * n) as u64)?;
     let n_runs = linear::runs(n, k, kernels.sm_count() as usize);
     let partials = gpu.block(step, linear::workspace_bytes(m.min(64), n_runs) as u64)?;
     let arrivals = send(&[0; 4])?;
-    let source = Source { codes: codes.address(), zeros: zeros.address(), scales: scales.address(), n };
+    let source = Source {
+        codes: codes.address(),
+        zeros: zeros.address(),
+        scales: scales.address(),
+        groups: groups.address(),
+        n,
+    };
+    let repack = Repack {
+        format,
+        kind,
+        half,
+        sources: &[source],
+        k,
+        order: RowOrder::Plain,
+        inputs: None,
+        out: records.address(),
+    };
     let layer = Linear {
-        kind: format.kind(),
+        kind,
         half,
         regime,
         x: x.address(),
@@ -215,12 +239,8 @@ fn quantised(
         workspace: Workspace { partials: partials.address(), arrivals: arrivals.address() },
     };
     // SAFETY: the blocks are as large as the shapes say and live until the results are read.
-    unsafe {
-        kernels
-            .repack(&gpu.stream, format, half, &[source], k, RowOrder::Plain, None, records.address())
-            .and_then(|()| kernels.linear(&gpu.stream, &layer))
-    }
-    .map_err(|e| kernel_error(step, e))?;
+    unsafe { kernels.repack(&gpu.stream, &repack).and_then(|()| kernels.linear(&gpu.stream, &layer)) }
+        .map_err(|e| gpu.kernel_error(step, e))?;
     let mut found = vec![0u16; m * n];
     gpu.read(step, out.address(), &mut found)?;
     let found: Vec<f32> = found
@@ -282,7 +302,7 @@ fn sample(gpu: &Gpu, kernels: &Kernels) -> Result<f64> {
         vocab,
     };
     // SAFETY: the blocks are as large as the shapes say and live until the tokens are read.
-    unsafe { kernels.sample(&gpu.stream, &call) }.map_err(|e| kernel_error(step, e))?;
+    unsafe { kernels.sample(&gpu.stream, &call) }.map_err(|e| gpu.kernel_error(step, e))?;
     let mut found = vec![0u32; n];
     gpu.read(step, tokens.address(), &mut found)?;
     let mut host = Sampler::new(vocab);

@@ -8,7 +8,7 @@ use qwenvl_graph::{DType, Epilogue, Node, Op, Plan, Program, Rows, ValueId, cuda
 use super::Addresses;
 use super::bind::Weights;
 use super::gpu::Gpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::exec::Phase;
 use crate::kernels::cuda::attention::{FlashAttention, Keys, PagedAttention};
 use crate::kernels::cuda::linear::{Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, Workspace};
@@ -52,6 +52,8 @@ pub(super) struct Steps<'a> {
     pub(super) multiprocessors: usize,
     /// Whether norms leave an output also where the linear layer after them has them as its prologue.
     pub(super) shows_norms: bool,
+    /// Whether to wait for each step, so that an error is its own.
+    pub(super) waits: bool,
 }
 
 /// A round of a segment: the patches, or all tokens.
@@ -76,6 +78,10 @@ impl Steps<'_> {
                 let round = Round { program, rows: first..(first + tile).min(call.rows), call };
                 for at in segment.steps.clone() {
                     self.step(&round, at, weights)?;
+                    self.gpu.launched(program.name, Some(at));
+                    if self.waits {
+                        self.gpu.wait(&self.describe(program, at))?;
+                    }
                     after(&round, at)?;
                 }
             }
@@ -163,10 +169,10 @@ impl Steps<'_> {
                     let x = match w.inputs {
                         Some(index) => {
                             let out = self.addresses.of(|w| &w.sorted);
-                            let op = PointwiseOp::Columns { index };
-                            let sorted = Pointwise { op, half, x: input(0), out, rows: out_rows, cols: *k };
+                            let op = PointwiseOp::Columns { index, ldx: *k };
+                            let sorted = Pointwise { op, half, x: input(0), out, rows: out_rows, cols: w.k };
                             let launched = kernels.pointwise(stream, &sorted);
-                            launched.map_err(|e| super::kernel_error(&self.describe(program, at), e))?;
+                            launched.map_err(|e| self.gpu.kernel_error(&self.describe(program, at), e))?;
                             out
                         }
                         None => input(0),
@@ -177,16 +183,16 @@ impl Steps<'_> {
                         kind: w.kind,
                         half,
                         regime,
-                        x: x + (first * k * 2) as u64,
-                        ldx: *k,
+                        x: x + (first * w.k * 2) as u64,
+                        ldx: w.k,
                         w: w.records,
                         order: w.order,
                         bias: w.bias,
                         out: out + (first * cols * if stores_f32 { 4 } else { 2 }) as u64,
                         m,
                         n: w.n,
-                        k: *k,
-                        n_runs: cuda::n_runs(w.n, *k, self.multiprocessors),
+                        k: w.k,
+                        n_runs: cuda::n_runs(w.n, w.k, self.multiprocessors),
                         finish: skip_rows(finish, first, cols),
                         workspace: Workspace {
                             partials: self.addresses.of(|w| &w.partials),
@@ -259,7 +265,7 @@ impl Steps<'_> {
                         n_seqs: call.n_sequences,
                         page_table: call.page_table,
                         max_keys: self.plan.options.context_tokens,
-                        chunk_tokens: cuda::DECODE_CHUNK_TOKENS,
+                        max_splits: cuda::decode_splits(heads.n_kv_heads, self.multiprocessors),
                         partials: self.addresses.of(|w| &w.attention),
                         arrivals: self.addresses.of(|w| &w.arrivals),
                     };
@@ -309,7 +315,7 @@ impl Steps<'_> {
                 }
             }
         };
-        launched.map_err(|error| Error::Cuda { step: self.describe(program, at), problem: error.to_string() })
+        launched.map_err(|error| self.gpu.kernel_error(&self.describe(program, at), error))
     }
 
     /// Whether the norm `at` is computed by the linear layer after it: the same bits, a launch less. So it is when

@@ -178,8 +178,7 @@ impl Kept<'_> {
     fn keep(&mut self, number: u64, rgb: Rgb8) {
         let start = Instant::now();
         let (height, width) = self.target;
-        let same = (rgb.width(), rgb.height()) == (width, height);
-        let resized = if same { rgb } else { resize(&rgb, width, height) };
+        let resized = resize(rgb, width, height);
         self.resize += start.elapsed();
         let first = self.numbers.partition_point(|&n| n < number);
         // A frame may be sampled twice.

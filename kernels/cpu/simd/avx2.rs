@@ -16,6 +16,7 @@ impl Simd for Avx2 {
     type I = __m256i;
     type Wide = [__m256; 2];
     type WideI = [__m256i; 2];
+    type Dots = [__m256i; 2];
 
     const TALL: bool = false;
 
@@ -189,13 +190,17 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [[__m256; 2]; 4]) -> [f32; 8] {
-        let mut out = [0.0; 8];
-        for i in 0..2 {
-            let [a, b] = [v[2 * i], v[2 * i + 1]];
-            out[4 * i..4 * i + 4].copy_from_slice(&unsafe { Self::sum4([a[0], a[1], b[0], b[1]]) });
+    unsafe fn wide_sums(v: [[__m256; 2]; 8]) -> [__m256; 2] {
+        unsafe {
+            let mut sums = [[[0.0; 4]; 2]; 2];
+            for four in 0..2 {
+                for half in 0..2 {
+                    let v = &v[4 * four..4 * four + 4];
+                    sums[four][half] = Self::sum4([v[0][half], v[1][half], v[2][half], v[3][half]]);
+                }
+            }
+            [Self::load(sums[0].as_ptr().cast()), Self::load(sums[1].as_ptr().cast())]
         }
-        out
     }
     #[inline(always)]
     unsafe fn wide_to_f32(v: [__m256i; 2]) -> [__m256; 2] {
@@ -314,15 +319,25 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [__m256i; 2]) {
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [[__m256i; 2]; 4]) {
         unsafe {
-            for (h, v) in v.into_iter().enumerate() {
-                let words = _mm256_srai_epi32::<22>(v);
-                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(words, words), words);
-                _mm_storeu_si32(rows[2 * h], _mm256_castsi256_si128(bytes));
-                _mm_storeu_si32(rows[2 * h + 1], _mm256_extracti128_si256::<1>(bytes));
+            let order = _mm256_broadcastsi128_si256(three_of_four());
+            for h in 0..2 {
+                let [a, b, c, d] = v.map(|v| _mm256_srai_epi32::<22>(v[h]));
+                let bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+                let bytes = _mm256_shuffle_epi8(bytes, order);
+                _mm_storeu_si128(rows[2 * h].cast(), _mm256_castsi256_si128(bytes));
+                _mm_storeu_si128(rows[2 * h + 1].cast(), _mm256_extracti128_si256::<1>(bytes));
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn wide_dots(x: i32) -> [__m256i; 2] {
+        unsafe { Self::wide_splat_i(x) }
+    }
+    #[inline(always)]
+    unsafe fn wide_dots_sum(acc: [__m256i; 2]) -> [__m256i; 2] {
+        acc
     }
     #[inline(always)]
     unsafe fn wide_dot4(acc: [__m256i; 2], bytes: [__m256i; 2], weights: &Weights4) -> [__m256i; 2] {
@@ -377,4 +392,11 @@ unsafe fn spread(word: u32) -> __m256i {
 pub(super) unsafe fn channels() -> __m128i {
     // SAFETY: SSE2 is part of x86-64.
     unsafe { _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1) }
+}
+
+/// The order that leaves out every fourth byte.
+#[inline(always)]
+pub(super) fn three_of_four() -> __m128i {
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1) }
 }

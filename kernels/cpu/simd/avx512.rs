@@ -35,6 +35,8 @@ impl Simd for Avx512 {
     type I = __m256i;
     type Wide = __m512;
     type WideI = __m512i;
+    /// The lowest digit first.
+    type Dots = [__m512i; 3];
 
     const TALL: bool = true;
 
@@ -94,20 +96,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [__m512; 4]) -> [f32; 8] {
+    unsafe fn wide_sums(v: [__m512; 8]) -> [__m256; 2] {
         unsafe {
             // Neighbours, then neighbours of those, within quarters; then quarters.
-            let (a, b) = (add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
-            let quarters = add_pairs(a, b);
+            let low = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
+            let high = add_pairs(add_pairs(v[4], v[5]), add_pairs(v[6], v[7]));
             let sums = _mm512_add_ps(
-                _mm512_shuffle_f32x4::<0x88>(quarters, quarters),
-                _mm512_shuffle_f32x4::<0xDD>(quarters, quarters),
+                _mm512_shuffle_f32x4::<0x88>(low, high),
+                _mm512_shuffle_f32x4::<0xDD>(low, high),
             );
-            // First halves of the four vectors, then second halves.
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            let mut out = [0.0; 8];
-            _mm256_storeu_ps(out.as_mut_ptr(), _mm256_permutevar8x32_ps(_mm512_castps512_ps256(sums), order));
-            out
+            [_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums)]
         }
     }
     #[inline(always)]
@@ -219,25 +217,37 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: __m512i) {
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [__m512i; 4]) {
         unsafe {
-            let words = _mm512_srai_epi32::<22>(v);
-            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(words, words), words);
-            let low = _mm512_castsi512_si128(bytes);
-            _mm_storeu_si32(rows[0], low);
-            _mm_storeu_si32(rows[1], _mm512_extracti32x4_epi32::<1>(bytes));
-            _mm_storeu_si32(rows[2], _mm512_extracti32x4_epi32::<2>(bytes));
-            _mm_storeu_si32(rows[3], _mm512_extracti32x4_epi32::<3>(bytes));
+            let [a, b, c, d] = v.map(|v| _mm512_srai_epi32::<22>(v));
+            let bytes = _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let bytes = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(super::avx2::three_of_four()));
+            _mm_storeu_si128(rows[0].cast(), _mm512_castsi512_si128(bytes));
+            _mm_storeu_si128(rows[1].cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+            _mm_storeu_si128(rows[2].cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+            _mm_storeu_si128(rows[3].cast(), _mm512_extracti32x4_epi32::<3>(bytes));
         }
     }
     #[inline(always)]
-    unsafe fn wide_dot4(acc: __m512i, bytes: __m512i, weights: &Weights4) -> __m512i {
+    unsafe fn wide_dots(x: i32) -> [__m512i; 3] {
+        unsafe { [_mm512_set1_epi32(x), _mm512_setzero_si512(), _mm512_setzero_si512()] }
+    }
+    #[inline(always)]
+    unsafe fn wide_dot4(acc: [__m512i; 3], bytes: __m512i, weights: &Weights4) -> [__m512i; 3] {
+        let ([low, middle, high], [l, m, h]) = (acc, weights.bytes);
         unsafe {
-            let [low, middle, high] = weights.bytes.map(|digits| _mm512_set1_epi32(digits));
-            let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, high);
-            let sum = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(sum), bytes, middle);
-            let sum = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(sum), bytes, low);
-            _mm512_add_epi32(acc, sum)
+            [
+                _mm512_dpbusd_epi32(low, bytes, _mm512_set1_epi32(l)),
+                _mm512_dpbusd_epi32(middle, bytes, _mm512_set1_epi32(m)),
+                _mm512_dpbusd_epi32(high, bytes, _mm512_set1_epi32(h)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn wide_dots_sum([low, middle, high]: [__m512i; 3]) -> __m512i {
+        unsafe {
+            let upper = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), middle);
+            _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), low)
         }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) trait Simd: Copy + 'static {
     type Wide: Copy;
     /// Sixteen `i32`, or thirty-two `i16` in the same bits.
     type WideI: Copy;
+    /// Sixteen sums of products of bytes with [`Weights4`], maybe apart for the digits of the weights.
+    type Dots: Copy;
 
     /// Whether sixteen lanes are one of 32 registers rather than two of 16: a tile then has twice the
     /// rows.
@@ -93,8 +95,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// `a · b + c`, rounded once.
     unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
-    /// [`Simd::sum`] of each half.
-    unsafe fn wide_sums(v: [Self::Wide; 4]) -> [f32; 8];
+    /// [`Simd::sum`] of the first halves of the first four, then of their second halves; the same of the last four.
+    unsafe fn wide_sums(v: [Self::Wide; 8]) -> [Self::F; 2];
     /// Exact for integers within 2²⁴.
     unsafe fn wide_to_f32(v: Self::WideI) -> Self::Wide;
 
@@ -131,9 +133,13 @@ pub(crate) trait Simd: Copy + 'static {
     /// Reads 16 bytes of each row, of which 12 are four pixels. Lane `4·r + c` has the four bytes of channel `c`
     /// of row `r`.
     unsafe fn wide_pixels(rows: [*const u8; 4]) -> Self::WideI;
-    /// Writes 4 bytes in each row: three channels, as [`Simd::wide_pixels`] has them, by the rule of
-    /// [`Simd::wide_store_quads`], and one of any value.
-    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: Self::WideI);
-    /// In each lane, `acc` plus the products of its four bytes with the four weights, modulo 2³².
-    unsafe fn wide_dot4(acc: Self::WideI, bytes: Self::WideI, weights: &Weights4) -> Self::WideI;
+    /// Writes 16 bytes in each row: three channels of four pixels, each of which is as [`Simd::wide_pixels`] has it,
+    /// by the rule of [`Simd::wide_store_quads`], and four bytes of any value.
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [Self::WideI; 4]);
+    /// Sums of nothing but `x`.
+    unsafe fn wide_dots(x: i32) -> Self::Dots;
+    /// Adds in each lane the products of its four bytes with the four weights.
+    unsafe fn wide_dot4(acc: Self::Dots, bytes: Self::WideI, weights: &Weights4) -> Self::Dots;
+    /// The sums, modulo 2³².
+    unsafe fn wide_dots_sum(acc: Self::Dots) -> Self::WideI;
 }

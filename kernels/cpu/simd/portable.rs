@@ -30,6 +30,7 @@ impl Simd for Portable {
     type I = [i32; 8];
     type Wide = [f32; 16];
     type WideI = [i32; 16];
+    type Dots = [i32; 16];
 
     const TALL: bool = false;
 
@@ -163,8 +164,13 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(always)]
-    unsafe fn wide_sums(v: [[f32; 16]; 4]) -> [f32; 8] {
-        std::array::from_fn(|i| unsafe { Self::sum(std::array::from_fn(|j| v[i / 2][i % 2 * 8 + j])) })
+    unsafe fn wide_sums(v: [[f32; 16]; 8]) -> [[f32; 8]; 2] {
+        std::array::from_fn(|four| {
+            std::array::from_fn(|i| {
+                let half = |lane| v[4 * four + i % 4][i / 4 * 8 + lane];
+                unsafe { Self::sum(std::array::from_fn(half)) }
+            })
+        })
     }
     #[inline(always)]
     unsafe fn wide_to_f32(v: [i32; 16]) -> [f32; 16] {
@@ -255,11 +261,19 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [i32; 16]) {
+    unsafe fn wide_store_pixels(rows: [*mut u8; 4], v: [[i32; 16]; 4]) {
         for (r, p) in rows.into_iter().enumerate() {
-            let bytes = std::array::from_fn(|c| rounded_down(v[4 * r + c]));
-            unsafe { p.cast::<[u8; 4]>().write_unaligned(bytes) };
+            let bytes: [u8; 12] = std::array::from_fn(|i| rounded_down(v[i / 3][4 * r + i % 3]));
+            unsafe { p.cast::<[u8; 12]>().write_unaligned(bytes) };
         }
+    }
+    #[inline(always)]
+    unsafe fn wide_dots(x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    unsafe fn wide_dots_sum(acc: [i32; 16]) -> [i32; 16] {
+        acc
     }
     #[inline(always)]
     unsafe fn wide_dot4(acc: [i32; 16], bytes: [i32; 16], weights: &Weights4) -> [i32; 16] {
