@@ -56,20 +56,21 @@ pub const DESIGN: Rates = Rates {
 
 /// What the simulator's model of an A100 80 GB (`tools/cudasim/MODEL.md`, itself good for 15 to 40 %) makes of the
 /// kernels as they are: lines through the times of `benches/kernels_cuda.txt`, and 1.3 µs from node to node of a
-/// graph. In µs, one row: 72B int4 norm and qkv 29.0, o 23.3, norm, gate and up 157.7, down 78.9; heads of 72B and
-/// 2B 1449 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.7, 12.1, 17.9, 38.3 and 79.4; a
-/// norm of 8,192 columns 7.7. At 2,048 rows 0.73 to 0.82 of the matrix peak for 7B and 72B; prefill attention over
-/// 6,144 tokens 0.67, vision attention 0.79. The lines reproduce the decode times within 6 %.
+/// graph. In µs, one row: 72B int4 norm and qkv 28.2, o 22.8, norm, gate and up 152.8, down 77.5; heads of 72B and
+/// 2B 1449 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.5, 11.9, 16.9, 36.7 and 74.4; a
+/// norm of 8,192 columns 2.7. At 2,048 rows 0.72 to 0.82 of the matrix peak for 7B and 72B; prefill attention of 2,048
+/// tokens, every block of it run, 0.69 to 0.73, after 4,096 others 0.64 to 0.71; vision attention 0.79. The lines
+/// reproduce the decode times within 6 %.
 pub const SIMULATED: Rates = Rates {
     launch_s: 3.6e-6,
-    linear_launch_s: 3.5e-6,
-    integer_bandwidth: 0.91,
+    linear_launch_s: 3.3e-6,
+    integer_bandwidth: 0.93,
     dense_bandwidth: 0.955,
-    attention_bandwidth: 0.905,
-    attention_floor_s: 1.4e-6,
-    other_floor_s: 3e-6,
+    attention_bandwidth: 0.97,
+    attention_floor_s: 1.2e-6,
+    other_floor_s: 0.4e-6,
     linear_matrix: 0.78,
-    attention_matrix: 0.67,
+    attention_matrix: 0.7,
 };
 
 /// A step's time and what sets it.
