@@ -409,7 +409,7 @@ template <class C> struct Linear {
         u32 tile = strip * 16 + warp_n * PAIRS * 2 + lane / SPAN;
 #pragma unroll 1
         for (int round = 0; round < NT / STEP; round++) {
-            __syncwarp();
+            if (round > 0) __syncwarp(); // all have read the round before
 #pragma unroll
             for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
                 int at = i / (4 * NT), step = i / 4 % NT, e = i % 4;
@@ -473,7 +473,7 @@ template <class C> struct Linear {
         }
         u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
         __threadfence();
-        __syncthreads();
+        __syncthreads(); // all of the block has written
         if (threadIdx.x == 0) {
             *arrived = atomicAdd(p.arrivals + strip, 1);
         }
