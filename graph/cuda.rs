@@ -202,14 +202,16 @@ impl Workspace {
     ) -> Workspace {
         let (t, v) = (&config.text, &config.vision);
         let (heads, kv_heads) = (t.num_attention_heads, t.num_key_value_heads);
-        let rows = options.max_seqs.min(SMALL_ROWS);
+        let chunk = options.prefill_chunk_tokens.min(options.context_tokens);
+        // Runs: of generated tokens and, of integer weights, of prompts too.
+        let prompt_rows = if config.quantization == Quantization::None { 0 } else { chunk };
+        let rows = options.max_seqs.max(prompt_rows).min(SMALL_ROWS);
         let mut at = 0u64;
         let mut take = |bytes: usize| {
             let start = at;
             at = (at + bytes as u64).next_multiple_of(crate::memory::ALIGN_BYTES);
             start..start + bytes as u64
         };
-        let chunk = options.prefill_chunk_tokens.min(options.context_tokens);
         let words = decoder_input_words(options, chunk.max(options.max_seqs), options.max_seqs, heads);
         let slices = options.max_patches / v.patches_per_token();
         // Positions of patches; slices as sequences, frames and tiles.

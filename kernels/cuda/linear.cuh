@@ -10,9 +10,9 @@
 //         where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷ of a typical output.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
 //         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (whole strips per CTA) of 4- and 8-bit
-//         weights give the same bits; no row's bits depend on m.
+//         weights give the same bits, and so do the two prefill kernels of 16-bit weights; no row's bits depend on m.
 // layout  the transposed problem: weights are the A operand (16 outputs x 16 inputs), rows of X the B operand.
-//         Weights lie in records of 128 outputs x 128 inputs, strips of outputs outermost, in the order in which
+//         Weights lie in records of 128 outputs x 128 inputs, those of the first outputs first, in the order in which
 //         lanes of a warp load them, 16 bytes at a time. Output n, input k of a record, lane = 4·(n%8) + (k%32)/8:
 //           u = n/32  j = n%32/16  h = n%16/8  b = k/32  s = k%8/4  y = k%4
 //           4-bit   vector (u·4 + b)·32 + lane, byte (2s + j)·4, nibble h + 2·(y/2) + 4·(y%2)
@@ -32,26 +32,27 @@
 //         sums of rows that other warps found in the stage before, whose groups are added after it.
 // needs   k % 8 == 0; a place along k that stands for no input weighs nothing (repack.cu) or has zeros in X; rows of X
 //         beyond m add nothing to others; inputs beyond k are read as zeros; n beyond the last row not stored.
-// bytes   weights once per 64 rows (16-bit prefill: 128) through L2, X once per 256 outputs through L2.
+// bytes   weights once per 64 rows (wide tiles of 16-bit weights: 128) through L2, X once per strip through L2. Which
+//         rows go to which kernel: tiles.rs.
 #pragma once
 
 #include "epilogue.cuh"
 #include "norm.cuh"
 #include "weights.cuh"
 
-// T elements, W weights, WARPS_N warps along the 256 outputs of a strip (the rest along m), NT tiles of 8 rows per
-// warp, KB blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of
-// f32 that are normalised, at most so many.
-template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0>
+// T elements, W weights, WARPS_N warps along the outputs of a strip (the rest along m), NT tiles of 8 rows per warp, KB
+// blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of f32 that are
+// normalised, at most so many, OUTPUTS of a strip.
+template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0, int OUTPUTS_ = 256>
 struct LinearConfig {
     using T = T_;
     using W = W_;
     static constexpr int WARPS_N = WARPS_N_, NT = NT_, KB = KB_, STAGES = STAGES_;
     static constexpr bool PREFILL = PREFILL_;
-    static constexpr int NORM = NORM_;
-    static constexpr int PAIRS = 8 / WARPS_N;       // 32-output pairs of tiles per warp
+    static constexpr int NORM = NORM_, OUTPUTS = OUTPUTS_;
+    static constexpr int STRIP_PAIRS = OUTPUTS / 32, PAIRS = STRIP_PAIRS / WARPS_N; // of tiles: of a strip, of a warp
     static constexpr int ROWS = NORM > 0 ? NORM : 8 / WARPS_N * NT * 8; // rows of X per CTA
-    static constexpr u32 WEIGHT_BYTES = 2 * 4 * KB * W::VECTORS * 512;
+    static constexpr u32 WEIGHT_BYTES = STRIP_PAIRS * KB * W::VECTORS * 512;
     static constexpr u32 TAIL_BYTES = 2 * W::TAIL;
     static constexpr u32 X_BYTES = NORM > 0 ? 0 : ROWS * KB * 64; // of a stage
     static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + TAIL_BYTES + X_BYTES, RING_BYTES = STAGES * STAGE_BYTES;
@@ -79,12 +80,13 @@ struct LinearConfig {
     static_assert(!W::GROUPED || KB == 4, "a stage is a record");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
+    static_assert(OUTPUTS == 256 || (PREFILL && !W::GROUPED));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
 
 // Where a worker is in its stages.
 struct LinearCursor {
-    u32 strip, stage, m0, left; // 256 outputs; KB blocks of inputs; first row; stages to go, this one included
+    u32 strip, stage, m0, left; // OUTPUTS; KB blocks of inputs; first row; stages to go, this one included
 };
 
 template <class C> struct Linear {
@@ -118,7 +120,7 @@ template <class C> struct Linear {
     __device__ __forceinline__ Linear(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
         : p(p), worker(worker), n_workers(n_workers), smem(smem) {
         smem_at = ptx::shared_address(smem);
-        strips = (p.n + 255) / 256;
+        strips = (p.n + C::OUTPUTS - 1) / C::OUTPUTS;
         groups = (p.k + 127) / 128;
         stages = groups * 4 / C::KB;
         m_tiles = (p.m + C::ROWS - 1) / C::ROWS;
@@ -129,7 +131,7 @@ template <class C> struct Linear {
         warp_n = warp % C::WARPS_N;
         warp_m = warp / C::WARPS_N;
         policy = ptx::evict_first();
-        to_weights = smem_at + (warp * C::KB * W::VECTORS * 32 + lane) * 16;
+        to_weights = smem_at + (warp * VECTORS * 32 + lane) * 16;
         to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16;
         u32 row = C::FILLED ? g : min(g, p.m - 1);
         if (C::NORM > 0) {
@@ -176,26 +178,28 @@ template <class C> struct Linear {
         return {at.strip + 1, 0, 0, at.left};
     }
 
+    static constexpr int VECTORS = C::STRIP_PAIRS * C::KB * W::VECTORS / 8; // of weights that a warp copies in a stage
     static constexpr u32 CHUNKS = C::KB * 4; // 16-byte pieces of a row of X in a stage
     static constexpr u32 PASS_ROWS = THREADS / CHUNKS;
 
     // Points the copies at the first stage that `ahead` names of its strip.
     __device__ __forceinline__ void aim() {
-        u32 record = ahead.strip * 2 + warp / 4;
+        constexpr u32 SHARE = 8 / C::STRIP_PAIRS; // warps that copy a pair together
+        u32 pair = ahead.strip * C::STRIP_PAIRS + warp / SHARE, record = pair / 4;
         bool there = record < (p.n + 127) / 128;
         ahead_bytes = there ? 16 : 0;
         u32 block = ahead.stage * C::KB;
         ahead_w = static_cast<const u8 *>(p.w) +
                   (static_cast<u64>(there ? record : 0) * groups + block / 4) * W::RECORD +
-                  ((warp % 4 * 4 + block % 4) * W::VECTORS * 32 + lane) * 16;
+                  ((pair % 4 * 4 + block % 4) * W::VECTORS * 32 + warp % SHARE * VECTORS * 32 + lane) * 16;
         ahead_x = static_cast<const u16 *>(p.x) + static_cast<u64>(ahead.m0 + threadIdx.x / CHUNKS) * p.ldx +
                   block * 32 + threadIdx.x % CHUNKS * 8;
     }
 
-    // Starts the copies of one stage, `at` bytes into the ring, and moves on. Each warp copies 32 outputs; in the small-m
-    // kernel its own.
+    // Starts the copies of one stage, `at` bytes into the ring, and moves on. A warp of the small-m kernel copies its own
+    // 32 outputs.
     __device__ __forceinline__ void fetch(u32 at) {
-        constexpr int VECTORS = C::KB * W::VECTORS;
+        constexpr u32 BYTES = C::KB * W::VECTORS * 512; // of a pair in a stage
         unrolled<VECTORS>([&](auto v) {
             ptx::copy16_hint<v.value * 512>(to_weights + at, ahead_w, ahead_bytes, policy);
         });
@@ -210,8 +214,7 @@ template <class C> struct Linear {
         ahead.left--;
         ahead.stage++;
         ahead_x += C::KB * 32;
-        ahead_w += C::KB == 4 || ahead.stage % (4 / C::KB) == 0 ? W::RECORD - (4 / C::KB - 1) * VECTORS * 512
-                                                               : VECTORS * 512;
+        ahead_w += C::KB == 4 || ahead.stage % (4 / C::KB) == 0 ? W::RECORD - (4 / C::KB - 1) * BYTES : BYTES;
         if (ahead.stage == stages) {
             ahead = next_strip(ahead);
             aim();
@@ -406,7 +409,7 @@ template <class C> struct Linear {
     __device__ __forceinline__ void finish(Accumulators &sums, u32 strip, u32 m0) const {
         constexpr int STEP = C::STEP, SPAN = 8 * STEP; // tiles and rows of X in a round
         float *stage = reinterpret_cast<float *>(smem + C::FINISH_AT) + warp * (PAIRS * 2 * SPAN * C::FINISH_STRIDE);
-        u32 tile = strip * 16 + warp_n * PAIRS * 2 + lane / SPAN;
+        u32 tile = strip * (C::OUTPUTS / 16) + warp_n * PAIRS * 2 + lane / SPAN;
 #pragma unroll 1
         for (int round = 0; round < NT / STEP; round++) {
             if (round > 0) __syncwarp(); // all have read the round before

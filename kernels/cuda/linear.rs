@@ -1,6 +1,7 @@
 //! linear: launcher of int4_gemm, int8_gemm and dense_gemm; see `linear.cuh` for what they compute and in which order.
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr;
 
 use cudarc::driver::CudaStream;
@@ -8,6 +9,8 @@ use qwenvl_graph::Activation;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
 
 use super::norm::MAX_RMS_COLS;
+pub use super::tiles::Tile;
+use super::tiles::{NARROW_BLOCKS, NARROW_OUTPUTS, Rows, Shares, Size};
 use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// Inputs of a record: what runs are cut by.
@@ -52,13 +55,13 @@ impl RowOrder {
     }
 }
 
-/// Which kernel: a promise of the plan for each kind of row. Prompts and generated tokens may differ; for 4- and
-/// 8-bit weights they do not: the bits are the same.
+/// Which order of sums: a promise of the plan for each kind of row. For 4- and 8-bit weights there is one: prompts and
+/// generated tokens have the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Regime {
-    /// At most 64 rows, every weight read once from memory.
+    /// Of generated tokens and the head: inputs in slices.
     SmallM,
-    /// Any number of rows.
+    /// Of prompts and pictures. 16-bit weights: all inputs in one chain.
     Prefill,
 }
 
@@ -108,6 +111,11 @@ impl Rope {
             format!("axes of {:?} pairs, expected even numbers", p.axis_end)
         })?;
         check(kernel, self.angles % 16 == 0, || "angles must be 16-byte aligned".into())
+    }
+
+    /// Without the first rows.
+    fn skip(self, rows: u64) -> Rope {
+        Rope { positions: self.positions + rows * u64::from(self.abi().axes) * 4, ..self }
     }
 
     pub(super) fn abi(&self) -> abi::QwenvlRope {
@@ -187,7 +195,7 @@ pub struct Linear {
     pub kind: WeightKind,
     /// The type of `x`.
     pub half: Half,
-    /// The kernel.
+    /// The order of sums.
     pub regime: Regime,
     /// `[m, k]`, rows `ldx` elements apart; 16-byte aligned.
     pub x: Address,
@@ -239,18 +247,49 @@ pub fn runs(n: usize, k: usize, sm_count: usize) -> usize {
     sm_count.min(n.div_ceil(STRIP) * k.div_ceil(GROUP))
 }
 
-/// Bytes of partial sums for the small-m kernel with `m` rows.
+/// Most rows of [`Tile::Run`].
+pub const RUN_ROWS: usize = 64;
+
+/// Bytes of partial sums for so many runs and `m` rows.
 pub fn workspace_bytes(m: usize, n_runs: usize) -> usize {
-    2 * n_runs * small_rows(m) * STRIP * 4
+    2 * n_runs * small_rows(m.min(RUN_ROWS)) * STRIP * 4
 }
 
-/// Rows of the small-m kernel that takes `m`.
-fn small_rows(m: usize) -> usize {
+/// Rows of the kernel of runs that takes `m`.
+pub(super) fn small_rows(m: usize) -> usize {
     m.next_power_of_two().max(8)
 }
 
+impl Linear {
+    /// Some of the rows.
+    fn rows(&self, rows: Range<usize>) -> Linear {
+        let (first, m) = (rows.start as u64, rows.len());
+        let (cols, bytes) = match self.finish {
+            Finish::StoreF32 | Finish::AddResidual(_) => (self.n, 4),
+            Finish::SwiGlu => (self.n / 2, 2),
+            Finish::RopeWriteKv { kv, .. } => (kv.heads.n_heads * kv.heads.head_dim, 2),
+            _ => (self.n, 2),
+        };
+        let finish = match self.finish {
+            Finish::AddResidual(residual) => Finish::AddResidual(residual + first * self.n as u64 * 4),
+            Finish::VisionRope(rope) => Finish::VisionRope(rope.skip(first)),
+            Finish::RopeWriteKv { rope, kv, slots } => {
+                Finish::RopeWriteKv { rope: rope.skip(first), kv, slots: slots + first * 4 }
+            }
+            finish @ (Finish::StoreF32 | Finish::Store | Finish::Activate(_) | Finish::SwiGlu) => finish,
+        };
+        Linear {
+            x: self.x + first * self.ldx as u64 * 2,
+            out: self.out + first * cols as u64 * bytes,
+            m,
+            finish,
+            ..*self
+        }
+    }
+}
+
 impl Kernels {
-    /// Launches a linear layer.
+    /// Launches a linear layer: one kernel or, of many rows, several.
     ///
     /// # Errors
     /// [`super::Error::Shape`] for sizes that the kernel does not take, [`super::Error::Driver`] from the driver.
@@ -259,13 +298,47 @@ impl Kernels {
     /// Addresses name memory of this device, of the sizes and contents that [`Linear`] says, that no other stream
     /// writes; positions, slots and page ids are in range.
     pub unsafe fn linear(&self, stream: &CudaStream, l: &Linear) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.launch_linear(stream, l, None) }
+        let kernel = kernel(l.kind);
+        check(kernel, l.m > 0 && l.n_runs > 0, || format!("{} rows, {} runs", l.m, l.n_runs))?;
+        check(kernel, l.kind != WeightKind::Cast || l.regime == Regime::SmallM, || "few rows only".into())?;
+        for (tile, rows) in self.tiles(l) {
+            // SAFETY: the caller's promise.
+            unsafe { self.launch_linear(stream, &l.rows(rows), tile, None)? }
+        }
+        Ok(())
     }
 
-    /// Rows that [`Regime::SmallM`] takes: 64, or fewer where shared memory is small. More are several launches, with
-    /// the same bits.
-    pub fn small_rows(&self, kind: WeightKind, half: Half) -> usize {
+    /// Launches one kernel for a linear layer: for tests.
+    ///
+    /// # Errors
+    /// As [`Kernels::linear`], and for more rows than the kernel takes.
+    ///
+    /// # Safety
+    /// As [`Kernels::linear`].
+    pub unsafe fn linear_of_tile(&self, stream: &CudaStream, l: &Linear, tile: Tile) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_linear(stream, l, tile, None) }
+    }
+
+    /// The kernels that [`Kernels::linear`] launches for a layer, with their rows. Addresses play no part.
+    pub fn tiles(&self, l: &Linear) -> impl Iterator<Item = (Tile, Range<usize>)> + use<> {
+        let run = self.run_rows(l.kind, l.half);
+        let shares = match l.regime {
+            Regime::SmallM => Shares { wide: 0, rest: Tile::Run, step: run, m: l.m },
+            Regime::Prefill => {
+                let of = |tile: &str| {
+                    self.function(&name!("{}_{}_{tile}", kernel(l.kind), l.half.name())).config[1] as usize
+                };
+                let narrow = if l.kind == WeightKind::Dense { of("narrow") } else { 0 };
+                let rows = Rows { sm_count: self.sm_count as usize, run, wide: of("prefill"), narrow };
+                rows.share(&Size { kind: l.kind, n: l.n, k: l.k, n_runs: l.n_runs }, l.m)
+            }
+        };
+        shares.launches()
+    }
+
+    /// Rows that [`Tile::Run`] takes: [`RUN_ROWS`], or fewer where shared memory is small.
+    pub fn run_rows(&self, kind: WeightKind, half: Half) -> usize {
         self.function(&name!("{}_{}_m64", kernel(kind), half.name())).config[1] as usize
     }
 
@@ -288,14 +361,20 @@ impl Kernels {
             format!("{} rows of {}, expected at most {most} of {MAX_RMS_COLS}", l.m, l.k)
         })?;
         // SAFETY: the caller's promise.
-        unsafe { self.launch_linear(stream, l, Some(norm)) }
+        unsafe { self.launch_linear(stream, l, Tile::Run, Some(norm)) }
     }
 
     /// # Safety
     /// As [`Kernels::linear`].
-    unsafe fn launch_linear(&self, stream: &CudaStream, l: &Linear, norm: Option<&Normalised>) -> Result<()> {
+    unsafe fn launch_linear(
+        &self,
+        stream: &CudaStream,
+        l: &Linear,
+        tile: Tile,
+        norm: Option<&Normalised>,
+    ) -> Result<()> {
         let kernel = kernel(l.kind);
-        let limit = if l.regime == Regime::SmallM { 64 } else { usize::MAX };
+        let limit = if tile == Tile::Run { RUN_ROWS } else { usize::MAX };
         check(kernel, (1..=limit).contains(&l.m), || format!("{} rows, expected 1 to {limit}", l.m))?;
         check(kernel, l.n > 0 && l.k > 0 && l.k % 8 == 0 && l.ldx % 8 == 0, || {
             format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", l.n, l.k, l.ldx)
@@ -372,23 +451,24 @@ impl Kernels {
                 abi::QWENVL_ROPE_KV
             }
         };
-        let (name, grid) = match l.regime {
-            Regime::SmallM => {
-                let name = match norm {
-                    Some(_) => name!("{kernel}_{}_norm", l.half.name()),
-                    None => name!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
-                };
-                let most = self.function(&name).config[1] as usize;
-                check(kernel, l.m <= most, || format!("{} rows: at most {most} on this device", l.m))?;
-                (name, l.n_runs as u32)
+        let name = match (tile, norm) {
+            (Tile::Run, Some(_)) => name!("{kernel}_{}_norm", l.half.name()),
+            (Tile::Run, None) => name!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
+            (Tile::Wide, _) => name!("{kernel}_{}_prefill", l.half.name()),
+            (Tile::Narrow, _) => name!("{kernel}_{}_narrow", l.half.name()),
+        };
+        let (rows, multiprocessors) = (self.function(&name).config[1] as usize, self.sm_count as usize);
+        let grid = match tile {
+            Tile::Run => {
+                check(kernel, l.m <= rows, || format!("{} rows: at most {rows} on this device", l.m))?;
+                l.n_runs
             }
-            Regime::Prefill => {
-                check(kernel, l.kind != WeightKind::Cast, || "few rows only".into())?;
-                let name = name!("{kernel}_{}_prefill", l.half.name());
-                let tiles = l.m.div_ceil(self.function(&name).config[1] as usize) * l.n.div_ceil(STRIP);
-                (name, tiles.min(self.sm_count as usize) as u32)
+            Tile::Wide => multiprocessors.min(l.m.div_ceil(rows) * l.n.div_ceil(STRIP)),
+            Tile::Narrow => {
+                (NARROW_BLOCKS * multiprocessors).min(l.m.div_ceil(rows) * l.n.div_ceil(NARROW_OUTPUTS))
             }
         };
+        let grid = grid as u32;
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, (grid, 1, 1), 256, &p) }
     }

@@ -12,6 +12,7 @@ pub mod norm;
 pub mod pointwise;
 pub mod repack;
 pub mod sample;
+mod tiles;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};

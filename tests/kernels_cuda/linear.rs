@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use qwenvl::kernels::cuda::linear::{
-    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Tile, WeightKind, Workspace,
 };
 use qwenvl::kernels::cuda::norm::{Norm, NormKind};
 use qwenvl::kernels::cuda::{Address, Half};
@@ -21,7 +21,8 @@ use crate::repack::{
 /// What a launch needs beside its matrix.
 pub struct Launch<'a> {
     pub half: Half,
-    pub regime: Regime,
+    /// The kernel; none: those that a prompt gets.
+    pub tile: Option<Tile>,
     pub packed: &'a Packed,
     pub bias: Option<&'a Buffer<f32>>,
     pub n_runs: usize,
@@ -33,12 +34,12 @@ impl Launch<'_> {
         let Packed { n, k, .. } = *self.packed;
         assert_eq!(x.len(), m * k);
         let x = Buffer::of(x);
-        let partials = Buffer::<u8>::scratch(linear::workspace_bytes(m.min(64), self.n_runs));
+        let partials = Buffer::<u8>::scratch(linear::workspace_bytes(m, self.n_runs));
         let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
         let l = Linear {
             kind: self.packed.kind,
             half: self.half,
-            regime: self.regime,
+            regime: Regime::Prefill,
             x: x.at,
             ldx: k,
             w: self.packed.records.at,
@@ -52,8 +53,15 @@ impl Launch<'_> {
             finish,
             workspace: Workspace { partials: partials.at, arrivals: arrivals.at },
         };
+        let kernels = &gpu().kernels;
         // SAFETY: buffers are as long as the shapes say and live until the stream is done.
-        unsafe { gpu().kernels.linear(&stream(), &l) }.unwrap();
+        let launched = unsafe {
+            match self.tile {
+                Some(tile) => kernels.linear_of_tile(&stream(), &l, tile),
+                None => kernels.linear(&stream(), &l),
+            }
+        };
+        launched.unwrap();
         let left = arrivals.read();
         assert!(left.iter().all(|a| *a == 0), "arrivals are left: {left:?}");
     }
@@ -63,6 +71,26 @@ impl Launch<'_> {
         self.run(x, m, Finish::StoreF32, out.at);
         out.read()
     }
+}
+
+const RUN: Option<Tile> = Some(Tile::Run);
+
+/// The kernels that take any number of rows.
+fn prefill_tiles(kind: WeightKind) -> &'static [Option<Tile>] {
+    if kind == WeightKind::Dense { &[Some(Tile::Wide), Some(Tile::Narrow)] } else { &[Some(Tile::Wide)] }
+}
+
+/// All kernels.
+fn tiles(kind: WeightKind) -> impl Iterator<Item = Option<Tile>> {
+    [RUN].into_iter().chain(prefill_tiles(kind).iter().copied())
+}
+
+/// Kernels with numbers of rows, and what a prompt gets.
+fn with_rows(kind: WeightKind) -> impl Iterator<Item = (Option<Tile>, usize)> {
+    [(RUN, 7), (RUN, 9)]
+        .into_iter()
+        .chain(prefill_tiles(kind).iter().map(|tile| (*tile, 70)))
+        .chain([(None, 70)])
 }
 
 /// Bound on the error of the kernel's sum, relative to Σ|x·w|: a truncation for each addition of the longest chain
@@ -85,14 +113,14 @@ fn rows_of_one_sign_lose_no_more_than_the_offset_of_codes_explains() {
         let packed = pack(half, &stored, RowOrder::Plain);
         let x: Vec<u16> = normals(&mut rng, half, m * k).iter().map(|v| v & 0x7fff).collect();
         let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
-        for regime in [Regime::SmallM, Regime::Prefill] {
-            let y = Launch { half, regime, packed: &packed, bias: None, n_runs }.f32(&x, m);
+        for tile in tiles(packed.kind) {
+            let y = Launch { half, tile, packed: &packed, bias: None, n_runs }.f32(&x, m);
             for (at, (found, (sum, size))) in y.iter().zip(&exact).enumerate() {
                 let total: f64 = values(half, &x[at / n * k..][..k]).iter().sum();
                 // `Stored` has scales up to 0.03.
                 let lifted = if half == Half::BF16 { LIFTED * 0.0301 * total } else { 0.0 };
                 let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size + lifted);
-                assert!(error <= bound, "{half:?} {regime:?} at {at}: {found} {sum} ({error:e} > {bound:e})");
+                assert!(error <= bound, "{half:?} {tile:?} at {at}: {found} {sum} ({error:e} > {bound:e})");
             }
         }
     }
@@ -115,17 +143,17 @@ fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
                 let x = normals(&mut rng, half, 100 * k);
                 let exact = r::matmul(&values(half, &x), &packed.weights, 100, n, k);
                 for m in [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100] {
-                    for regime in [Regime::SmallM, Regime::Prefill] {
-                        if regime == Regime::SmallM && m > gpu().kernels.small_rows(packed.kind, half) {
+                    for tile in tiles(packed.kind) {
+                        if tile == RUN && m > gpu().kernels.run_rows(packed.kind, half) {
                             continue;
                         }
-                        let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+                        let launch = Launch { half, tile, packed: &packed, bias: None, n_runs };
                         let y = launch.f32(&x[..m * k], m);
                         for (at, (found, (sum, size))) in y.iter().zip(&exact).enumerate() {
                             let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size);
                             assert!(
                                 error <= bound,
-                                "{format:?} {half:?} {regime:?} {m}x{n}x{k} at {at}: {found} {sum} ({error:e} > {bound:e})"
+                                "{format:?} {half:?} {tile:?} {m}x{n}x{k} at {at}: {found} {sum} ({error:e} > {bound:e})"
                             );
                         }
                     }
@@ -145,30 +173,27 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
             let packed = pack(half, &stored, RowOrder::Plain);
             let x = normals(&mut rng, half, most * k);
             for n_runs in [1, 5, 21] {
-                let run = |regime, rows: Range<usize>| {
-                    let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+                let run = |tile, rows: Range<usize>| {
+                    let launch = Launch { half, tile, packed: &packed, bias: None, n_runs };
                     let y = launch.f32(&x[rows.start * k..rows.end * k], rows.len());
                     y.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
                 };
                 let mut alone = Vec::new();
                 for i in 0..33 {
-                    alone.extend(run(Regime::SmallM, i..i + 1));
+                    alone.extend(run(RUN, i..i + 1));
                 }
-                let small = gpu().kernels.small_rows(packed.kind, half);
-                for m in [2, 7, 8, 9, 16, 17, 31, 32, 33].into_iter().filter(|m| *m <= small) {
-                    assert_eq!(
-                        run(Regime::SmallM, 0..m),
-                        alone[..m * n],
-                        "{format:?} {half:?} m={m} runs={n_runs}"
-                    );
+                let most_of_run = gpu().kernels.run_rows(packed.kind, half);
+                for m in [2, 7, 8, 9, 16, 17, 31, 32, 33].into_iter().filter(|m| *m <= most_of_run) {
+                    assert_eq!(run(RUN, 0..m), alone[..m * n], "{format:?} {half:?} m={m} runs={n_runs}");
                 }
-                let prefill = run(Regime::Prefill, 0..most);
-                for rows in [0..1, 5..22, 30..95] {
+                let prefill = run(None, 0..most);
+                let tiles = prefill_tiles(packed.kind).iter().copied().chain([None]);
+                for (tile, rows) in tiles.flat_map(|tile| [0..1, 5..22, 30..95].map(|rows| (tile, rows))) {
                     let (from, to) = (rows.start * n, rows.end * n);
                     assert_eq!(
-                        run(Regime::Prefill, rows.clone()),
+                        run(tile, rows.clone()),
                         prefill[from..to],
-                        "{format:?} {half:?} {rows:?}"
+                        "{format:?} {half:?} {tile:?} {rows:?} runs={n_runs}"
                     );
                 }
                 if !format.is_dense() {
@@ -182,6 +207,79 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
     }
 }
 
+#[test]
+fn many_rows_shared_out_to_several_kernels_have_the_bits_of_one() {
+    let mut rng = Rng(12);
+    // A round of wide tiles on 108 multiprocessors, and a few rows more.
+    for (format, n, k, m) in
+        [(AWQ4, 27 * 256, 2048, 4 * 64 + 8), (dense(Half::BF16), 27 * 256, 1024, 4 * 128 + 40)]
+    {
+        for format in tested([format]) {
+            let half = Half::BF16;
+            let packed = pack(half, &[Stored::random(&mut rng, format, half, n, k)], RowOrder::Plain);
+            let x = normals(&mut rng, half, m * k);
+            let residual = Buffer::of(&rng.normals(m * n));
+            let bits = |tile| {
+                let launch =
+                    Launch { half, tile, packed: &packed, bias: None, n_runs: linear::runs(n, k, 108) };
+                let out = Buffer::poisoned(m * n);
+                launch.run(&x, m, Finish::AddResidual(residual.at), out.at);
+                out.read().iter().map(|v: &f32| v.to_bits()).collect::<Vec<u32>>()
+            };
+            assert!(bits(None) == bits(Some(Tile::Wide)), "{format:?}");
+        }
+    }
+}
+
+/// A layer of no weights.
+fn empty() -> Linear {
+    Linear {
+        kind: WeightKind::Dense,
+        half: Half::BF16,
+        regime: Regime::Prefill,
+        x: 0,
+        ldx: 0,
+        w: 0,
+        order: RowOrder::Plain,
+        bias: None,
+        out: 0,
+        m: 0,
+        n: 0,
+        k: 0,
+        n_runs: 0,
+        finish: Finish::Store,
+        workspace: Workspace { partials: 0, arrivals: 0 },
+    }
+}
+
+#[test]
+fn rows_of_prompts_go_to_as_few_rounds_of_blocks_as_there_can_be() {
+    let kernels = &gpu().kernels;
+    let (sms, mut several) = (kernels.sm_count() as usize, 0);
+    for (hidden, kv, intermediate) in [(1536, 256, 8960), (3584, 512, 18944), (8192, 1024, 29696)] {
+        for (n, k) in
+            [(hidden + 2 * kv, hidden), (hidden, hidden), (2 * intermediate, hidden), (hidden, intermediate)]
+        {
+            for kind in [WeightKind::Int4, WeightKind::Int8, WeightKind::Dense] {
+                for m in [1, 17, 64, 65, 128, 200, 512, 1035, 2048] {
+                    let l = Linear { kind, m, n, k, ldx: k, n_runs: linear::runs(n, k, sms), ..empty() };
+                    let launches: Vec<(Tile, Range<usize>)> = kernels.tiles(&l).collect();
+                    let mut end = 0;
+                    for (tile, rows) in &launches {
+                        assert!(rows.start == end && rows.end > end, "{kind:?} {m}x{n}x{k}: {launches:?}");
+                        assert!(*tile != Tile::Run || rows.len() <= kernels.run_rows(kind, Half::BF16));
+                        assert!(*tile != Tile::Run || kind != WeightKind::Dense, "{launches:?}");
+                        end = rows.end;
+                    }
+                    assert_eq!(end, m, "{kind:?} {m}x{n}x{k}: {launches:?}");
+                    several += usize::from(launches.len() > 1);
+                }
+            }
+        }
+    }
+    assert!(several > 10, "{several}");
+}
+
 /// Zero points and codes at both ends, so that their differences are the largest there are: all 255.
 #[test]
 fn the_largest_differences_of_8_bits_are_exact() {
@@ -189,8 +287,8 @@ fn the_largest_differences_of_8_bits_are_exact() {
     for (half, format) in HALVES.into_iter().flat_map(|half| tested([GPTQ8_G32]).map(move |f| (half, f))) {
         let stored = [Stored::extreme(format, 16, k)];
         let packed = pack(half, &stored, RowOrder::Plain);
-        for regime in [Regime::SmallM, Regime::Prefill] {
-            let launch = Launch { half, regime, packed: &packed, bias: None, n_runs: 1 };
+        for tile in tiles(packed.kind) {
+            let launch = Launch { half, tile, packed: &packed, bias: None, n_runs: 1 };
             // An input at a time.
             let mut x = vec![0; k * k];
             (0..k).for_each(|i| x[i * k + i] = round_to(half, 1.0));
@@ -211,8 +309,8 @@ fn other_rows_of_nan_change_nothing() {
         let stored = [Stored::random(&mut rng, format, Half::BF16, n, k)];
         let packed = pack(Half::BF16, &stored, RowOrder::Plain);
         let x = normals(&mut rng, Half::BF16, m * k);
-        for regime in [Regime::SmallM, Regime::Prefill] {
-            let launch = Launch { half: Half::BF16, regime, packed: &packed, bias: None, n_runs };
+        for tile in tiles(packed.kind) {
+            let launch = Launch { half: Half::BF16, tile, packed: &packed, bias: None, n_runs };
             let clean = launch.f32(&x, m);
             let mut dirty = x.clone();
             dirty[3 * k..4 * k].fill(0x7fc0);
@@ -244,11 +342,11 @@ fn linears_take_the_sizes_of_the_published_models_in_as_many_runs_as_an_a100_has
                 let n_runs = linear::runs(n, k, 108);
                 let x = normals(&mut rng, Half::BF16, 3 * k);
                 let exact = r::matmul(&values(Half::BF16, &x), &packed.weights, 3, n, k);
-                for regime in [Regime::SmallM, Regime::Prefill] {
-                    let launch = Launch { half: Half::BF16, regime, packed: &packed, bias: None, n_runs };
+                for tile in tiles(packed.kind) {
+                    let launch = Launch { half: Half::BF16, tile, packed: &packed, bias: None, n_runs };
                     for (at, (found, (sum, size))) in launch.f32(&x, 3).iter().zip(&exact).enumerate() {
                         let (error, bound) = ((f64::from(*found) - sum).abs(), bound(k, n_runs) * size);
-                        assert!(error <= bound, "{format:?} {regime:?} {n}x{k} at {at}: {found} {sum}");
+                        assert!(error <= bound, "{format:?} {tile:?} {n}x{k} at {at}: {found} {sum}");
                     }
                 }
             }
@@ -336,11 +434,11 @@ fn a_head_in_the_other_type_gives_the_bits_of_weights_that_were_rounded() {
             let kept = pack(other, &stored, RowOrder::Plain);
             stored[0].format.kind = WeightKind::Dense;
             let rounded = pack(half, &stored, RowOrder::Plain);
-            let most = gpu().kernels.small_rows(WeightKind::Cast, half);
+            let most = gpu().kernels.run_rows(WeightKind::Cast, half);
             let x = normals(&mut rng, half, most * k);
             for m in [1, 2, 8, 9, 17, 33, most] {
                 let bits = |packed| {
-                    let launch = Launch { half, regime: Regime::SmallM, packed, bias: None, n_runs };
+                    let launch = Launch { half, tile: RUN, packed, bias: None, n_runs };
                     let y = launch.f32(&x[..m * k], m);
                     y.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
                 };
@@ -359,13 +457,13 @@ fn pointwise_epilogues_match_float64() {
     let (n, k, n_runs) = (264, 384, 4);
     for half in HALVES {
         for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
-            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
-                let what = format!("{format:?} {half:?} {regime:?}");
+            for (tile, m) in with_rows(format.kind) {
+                let what = format!("{format:?} {half:?} {tile:?}");
                 let stored = [Stored::random(&mut rng, format, half, n, k)];
                 let packed = pack(half, &stored, RowOrder::Plain);
                 let bias = rng.normals(n);
                 let bias_at = Buffer::of(&bias);
-                let launch = Launch { half, regime, packed: &packed, bias: Some(&bias_at), n_runs };
+                let launch = Launch { half, tile, packed: &packed, bias: Some(&bias_at), n_runs };
                 let x = normals(&mut rng, half, m * k);
                 let exact: Vec<(f64, f64)> = r::matmul(&values(half, &x), &packed.weights, m, n, k)
                     .into_iter()
@@ -412,8 +510,8 @@ fn swiglu_takes_gate_and_up_from_the_two_parts() {
         for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
             let parts: [Stored; 2] = std::array::from_fn(|_| Stored::random(&mut rng, format, half, n, k));
             let packed = pack(half, &parts, RowOrder::Paired { half: n });
-            for (regime, m) in [(Regime::SmallM, 7), (Regime::SmallM, 9), (Regime::Prefill, 70)] {
-                let launch = Launch { half, regime, packed: &packed, bias: None, n_runs };
+            for (tile, m) in with_rows(format.kind) {
+                let launch = Launch { half, tile, packed: &packed, bias: None, n_runs };
                 let x = normals(&mut rng, half, m * k);
                 let out = Buffer::<u16>::poisoned(m * n);
                 launch.run(&x, m, Finish::SwiGlu, out.at);
@@ -452,26 +550,28 @@ fn vision_rope_turns_the_first_two_thirds() {
         let (table, at, bias_at) = (Buffer::of(&table), Buffer::of(&positions), Buffer::of(&bias));
         let pairs = RopePairs::Vision(VisionRope { n_heads: heads, head_dim: d });
         let rope = Rope { angles: table.at, positions: at.at, pairs };
-        let launch =
-            Launch { half, regime: Regime::Prefill, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
         let x = normals(&mut rng, half, m * k);
-        let out = Buffer::<u16>::poisoned(m * n);
-        launch.run(&x, m, Finish::VisionRope(rope), out.at);
-        let out = out.read();
         let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
-        for i in 0..m {
-            for head in 0..3 * heads {
-                let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
-                let row: Vec<f64> = (0..d).map(y).collect();
-                let turns: Vec<f64> =
-                    (0..d / 2).map(|j| angles[positions[2 * i + j / 20] as usize * 20 + j % 20]).collect();
-                let expected = if head < 2 * heads { r::rotate(&row, &turns) } else { row };
-                let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
-                for c in 0..d {
-                    let error = 2.0 * bound(k, 1) * size + 8.0 * F32_EPS * size;
-                    check_rounded(half, out[i * n + head * d + c], expected[c], error, &|| {
-                        format!("{half:?} {i} {head} {c}")
-                    });
+        for tile in prefill_tiles(packed.kind).iter().copied().chain([None]) {
+            let launch = Launch { half, tile, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
+            let out = Buffer::<u16>::poisoned(m * n);
+            launch.run(&x, m, Finish::VisionRope(rope), out.at);
+            let out = out.read();
+            for i in 0..m {
+                for head in 0..3 * heads {
+                    let y = |c: usize| exact[i * n + head * d + c].0 + f64::from(bias[head * d + c]);
+                    let row: Vec<f64> = (0..d).map(y).collect();
+                    let turns: Vec<f64> = (0..d / 2)
+                        .map(|j| angles[positions[2 * i + j / 20] as usize * 20 + j % 20])
+                        .collect();
+                    let expected = if head < 2 * heads { r::rotate(&row, &turns) } else { row };
+                    let size: f64 = (0..d).map(|c| exact[i * n + head * d + c].1 + 4.0).fold(0.0, f64::max);
+                    for c in 0..d {
+                        let error = 2.0 * bound(k, 1) * size + 8.0 * F32_EPS * size;
+                        check_rounded(half, out[i * n + head * d + c], expected[c], error, &|| {
+                            format!("{half:?} {i} {head} {c}")
+                        });
+                    }
                 }
             }
         }
@@ -488,8 +588,8 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
     let page_stride = layers * 2 * n_kv_heads * 64 * d;
     for half in HALVES {
         for format in tested([AWQ4, GPTQ8, AWQ4_G32, dense(half)]) {
-            for (regime, m) in [(Regime::SmallM, 5), (Regime::Prefill, 70)] {
-                let what = format!("{format:?} {half:?} {regime:?}");
+            for (tile, m) in with_rows(format.kind) {
+                let what = format!("{format:?} {half:?} {tile:?}");
                 let parts = [n_heads * d, n_kv_heads * d, n_kv_heads * d]
                     .map(|n| Stored::random(&mut rng, format, half, n, k));
                 let packed = pack(half, &parts, RowOrder::Paired { half: d / 2 });
@@ -512,7 +612,7 @@ fn qkv_is_turned_and_its_keys_and_values_go_to_their_slots() {
                     },
                     slots: slots_at.at,
                 };
-                let launch = Launch { half, regime, packed: &packed, bias: Some(&bias_at), n_runs: 4 };
+                let launch = Launch { half, tile, packed: &packed, bias: Some(&bias_at), n_runs: 4 };
                 let x = normals(&mut rng, half, m * k);
                 let out = Buffer::<u16>::poisoned(m * n_heads * d);
                 launch.run(&x, m, finish, out.at);

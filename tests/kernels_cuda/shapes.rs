@@ -29,6 +29,8 @@ pub struct Case {
     pub other_bytes: f64,
     /// So much work that a simulator had better run a part of the blocks.
     pub large: bool,
+    /// Its launches, where there are several.
+    pub parts: Vec<Case>,
 }
 
 /// Takes a case and its launch.
@@ -147,9 +149,14 @@ impl Shapes<'_> {
         for model in &MODELS[1..] {
             self.layer(model, Int8, Prefill, 2048);
             self.layer(model, Dense, Prefill, 2048);
+            for m in [48, 512] {
+                self.layer(model, Dense, Prefill, m);
+            }
         }
         for model in &MODELS {
-            self.layer(model, Int4, Prefill, 128);
+            for m in [48, 128, 512] {
+                self.layer(model, Int4, Prefill, m);
+            }
             for (tokens, past) in [(512, 0), (2048, 0), (6144, 0), (2048, 4096)] {
                 self.prefill_attention(model, tokens, past);
             }
@@ -227,18 +234,45 @@ impl Shapes<'_> {
             What::Logits => 4.0,
         };
         let weight_bytes = kind.matrix_bytes(n, k) as f64;
-        let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
         let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
-        let case = Case {
-            name: format!("{name} {bits} m={m}"),
-            bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
-            flops: 2.0 * (m * n) as f64 * k as f64,
-            weights: n as f64 * k as f64,
-            weight_bytes,
-            other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-            large: regime == Regime::Prefill,
+        let of_rows = |name: String, m: usize| {
+            let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
+            Case {
+                name,
+                bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
+                flops: 2.0 * (m * n) as f64 * k as f64,
+                weights: n as f64 * k as f64,
+                weight_bytes,
+                other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
+                large: regime == Regime::Prefill,
+                parts: Vec::new(),
+            }
         };
+        let name = format!("{name} {bits} m={m}");
+        let layer = Linear {
+            kind,
+            half: BF16,
+            regime,
+            x: 0,
+            ldx: k,
+            w: 0,
+            order: RowOrder::Plain,
+            bias: None,
+            out: 0,
+            m,
+            n,
+            k,
+            n_runs,
+            finish: Finish::Store,
+            workspace: Workspace { partials: 0, arrivals: 0 },
+        };
+        let parts: Vec<Case> = self
+            .kernels
+            .tiles(&layer)
+            .map(|(_, rows)| of_rows(format!("{name} rows {rows:?}"), rows.len()))
+            .collect();
+        let case = Case { parts: if parts.len() > 1 { parts } else { Vec::new() }, ..of_rows(name, m) };
         self.case(case, |kernels| {
             let out = memory(m * n * 4);
             let (order, finish) = match what {
@@ -261,24 +295,16 @@ impl Shapes<'_> {
                 }
             };
             let l = Linear {
-                kind,
-                half: BF16,
-                regime,
                 x: memory(m * k * 4),
-                ldx: k,
                 w: memory(kind.matrix_bytes(n, k)),
                 order,
-                bias: None,
                 out,
-                m,
-                n,
-                k,
-                n_runs,
                 finish,
                 workspace: Workspace {
-                    partials: memory(linear::workspace_bytes(m.min(64), n_runs)),
+                    partials: memory(linear::workspace_bytes(m, n_runs)),
                     arrivals: zeroed(n.div_ceil(256) * 4),
                 },
+                ..layer
             };
             let norm = Normalised { weight: memory(k * 4), eps: 1e-6 };
             // SAFETY: memory is as long as the shapes say.

@@ -177,23 +177,21 @@ impl Steps<'_> {
                         }
                         None => input(0),
                     };
-                    let most =
-                        if regime == Regime::SmallM { kernels.small_rows(w.kind, half) } else { out_rows };
-                    let linear = |first: usize, m: usize| Linear {
+                    let linear = Linear {
                         kind: w.kind,
                         half,
                         regime,
-                        x: x + (first * w.k * 2) as u64,
+                        x,
                         ldx: w.k,
                         w: w.records,
                         order: w.order,
                         bias: w.bias,
-                        out: out + (first * cols * if stores_f32 { 4 } else { 2 }) as u64,
-                        m,
+                        out,
+                        m: out_rows,
                         n: w.n,
                         k: w.k,
                         n_runs: cuda::n_runs(w.n, w.k, self.multiprocessors),
-                        finish: skip_rows(finish, first, cols),
+                        finish,
                         workspace: Workspace {
                             partials: self.addresses.of(|w| &w.partials),
                             arrivals: self.addresses.of(|w| &w.arrivals),
@@ -204,12 +202,10 @@ impl Steps<'_> {
                             if at > 0 && self.is_prologue(round, at - 1, weights) =>
                         {
                             let norm = Normalised { weight: weights.vector(*weight), eps: *eps };
-                            let l = Linear { x: self.locate(round, inputs[0]), ..linear(0, out_rows) };
-                            kernels.linear_of_norm(stream, &l, &norm)
+                            let linear = Linear { x: self.locate(round, inputs[0]), ..linear };
+                            kernels.linear_of_norm(stream, &linear, &norm)
                         }
-                        _ => (0..out_rows).step_by(most).try_for_each(|first| {
-                            kernels.linear(stream, &linear(first, most.min(out_rows - first)))
-                        }),
+                        _ => kernels.linear(stream, &linear),
                     }
                 }
                 Op::LayerNorm { weight, bias, eps } => {
@@ -403,18 +399,5 @@ impl Steps<'_> {
         let page = 2 * heads.n_kv_heads * qwenvl_graph::kernel::KV_PAGE_TOKENS * heads.head_dim;
         let layer_bytes = (self.plan.kv_pages() * page) as u64 * self.plan.kv_dtype.size_bytes();
         Kv { pages: self.addresses.kv + layer as u64 * layer_bytes, page_stride: page as u64, heads }
-    }
-}
-
-/// What follows the rows from `first` on of a layer that runs in several launches.
-fn skip_rows(finish: Finish, first: usize, cols: usize) -> Finish {
-    match finish {
-        Finish::AddResidual(residual) => Finish::AddResidual(residual + (first * cols * 4) as u64),
-        Finish::RopeWriteKv { rope, kv, slots } => Finish::RopeWriteKv {
-            rope: Rope { positions: rope.positions + (first * 3 * 4) as u64, ..rope },
-            kv,
-            slots: slots + (first * 4) as u64,
-        },
-        other => other,
     }
 }
