@@ -41,7 +41,7 @@ struct QwenvlKv {
 struct QwenvlLinear {
     const void *x;          // [m, ldx]
     const void *w;          // records of 128 outputs x 128 inputs, see linear.cuh
-    const float *bias;      // [n] or null
+    const float *bias;      // [n], 16-byte aligned, or null
     const float *residual;  // [m, ldo] f32
     void *out;              // [m, ldo]
     float *partials;        // sums of runs that share a strip

@@ -20,6 +20,14 @@ template <class T> __device__ __forceinline__ void store_run(u16 *to, const floa
         make_uint4(T::pack(y[0], y[1]), T::pack(y[2], y[3]), T::pack(y[4], y[5]), T::pack(y[6], y[7]));
 }
 
+__device__ __forceinline__ void add_eight(float (&y)[8], const float *bias) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        float4 v = *reinterpret_cast<const float4 *>(bias + i);
+        y[i] += v.x, y[i + 1] += v.y, y[i + 2] += v.z, y[i + 3] += v.w;
+    }
+}
+
 // The epilogue of 8 outputs `low` and their 8 partners `high` (the next 8, or those half a head on) of one row.
 template <class T, u32 EPILOGUE>
 __device__ __forceinline__ void finish_run(const QwenvlLinear &p, float (&low)[8], float (&high)[8], u32 m, u32 tile) {
@@ -30,10 +38,9 @@ __device__ __forceinline__ void finish_run(const QwenvlLinear &p, float (&low)[8
         return;
     }
     if (p.bias != nullptr) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            low[i] += p.bias[n[0] + i];
-            high[i] += there[1] ? p.bias[n[1] + i] : 0.0f;
+        add_eight(low, p.bias + n[0]);
+        if (there[1]) {
+            add_eight(high, p.bias + n[1]);
         }
     }
     u64 row = static_cast<u64>(m) * p.ldo;

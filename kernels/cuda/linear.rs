@@ -205,7 +205,7 @@ pub struct Linear {
     pub w: Address,
     /// The order of their rows.
     pub order: RowOrder,
-    /// `[n]` f32.
+    /// `[n]` f32, 16-byte aligned.
     pub bias: Option<Address>,
     /// See [`Finish`].
     pub out: Address,
@@ -380,7 +380,9 @@ impl Kernels {
             format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", l.n, l.k, l.ldx)
         })?;
         check(kernel, l.ldx >= l.k || l.m == 1, || format!("rows of {} elements for {} inputs", l.ldx, l.k))?;
-        check(kernel, l.x % 16 == 0 && l.w % 16 == 0, || "x and w must be 16-byte aligned".into())?;
+        check(kernel, [l.x, l.w, l.bias.unwrap_or(0)].iter().all(|at| at % 16 == 0), || {
+            "x, w and bias must be 16-byte aligned".into()
+        })?;
         let units = l.n.div_ceil(STRIP) * l.k.div_ceil(GROUP);
         check(kernel, (1..=units).contains(&l.n_runs) && (units + 1) * l.n_runs < 1 << 32, || {
             format!("{} runs of {units} units", l.n_runs)

@@ -233,6 +233,9 @@ impl Shapes<'_> {
             What::SwiGlu => 1.0,
             What::Logits => 4.0,
         };
+        // Of the decoder only q, k and v have one.
+        let has_bias =
+            matches!(what, What::Qkv(_)) || name.starts_with("vision") || name.starts_with("merger");
         let weight_bytes = kind.matrix_bytes(n, k) as f64;
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
         let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
@@ -245,7 +248,7 @@ impl Shapes<'_> {
                 weights: n as f64 * k as f64,
                 weight_bytes,
                 other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-                large: regime == Regime::Prefill,
+                large: m > 128,
                 parts: Vec::new(),
             }
         };
@@ -298,6 +301,7 @@ impl Shapes<'_> {
                 x: memory(m * k * 4),
                 w: memory(kind.matrix_bytes(n, k)),
                 order,
+                bias: has_bias.then(|| zeroed(n * 4)),
                 out,
                 finish,
                 workspace: Workspace {
