@@ -37,6 +37,7 @@ __device__ __forceinline__ void finish_run(const QwenvlLinear &p, float (&low)[8
     if (m >= p.m || !there[0]) {
         return;
     }
+    bool turned = (EPILOGUE == QWENVL_ROPE || EPILOGUE == QWENVL_ROPE_KV) && n[0] < p.n_rotated;
     if (p.bias != nullptr) {
         add_eight(low, p.bias + n[0]);
         if (there[1]) {
@@ -52,29 +53,30 @@ __device__ __forceinline__ void finish_run(const QwenvlLinear &p, float (&low)[8
         return store_run<T>(static_cast<u16 *>(p.out) + row + n[0], low);
     }
     u16 *to[2] = {static_cast<u16 *>(p.out) + row + n[0], static_cast<u16 *>(p.out) + row + n[1]};
-    if (EPILOGUE == QWENVL_ROPE || EPILOGUE == QWENVL_ROPE_KV) {
-        u32 channel = n[0] % (2 * p.half); // within a head, below half
-        if (n[0] < p.n_rotated) {
-            Turn by[8];
-            turns(by, p.rope, m, channel);
+    u32 channel = n[0] % (2 * p.half); // within a head, below half
+    u32 slot = QWENVL_NO_SLOT; // loaded beside the positions
+    if (EPILOGUE == QWENVL_ROPE_KV && n[0] >= p.n_q) {
+        slot = p.slots[m];
+    }
+    if (turned) {
+        Turn by[8];
+        turns(by, p.rope, m, channel);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float turned = low[i] * by[i].cos - high[i] * by[i].sin;
-                high[i] = high[i] * by[i].cos + low[i] * by[i].sin;
-                low[i] = turned;
-            }
+        for (int i = 0; i < 8; i++) {
+            float x = low[i] * by[i].cos - high[i] * by[i].sin;
+            high[i] = high[i] * by[i].cos + low[i] * by[i].sin;
+            low[i] = x;
         }
-        if (EPILOGUE == QWENVL_ROPE_KV && n[0] >= p.n_q) {
-            u32 slot = p.slots[m];
-            if (slot == QWENVL_NO_SLOT) {
-                return;
-            }
-            bool value = n[0] >= p.n_rotated;
-            u32 head = (n[0] - (value ? p.n_rotated : p.n_q)) / p.kv.head_dim;
-            to[0] = static_cast<u16 *>(p.kv.pages) + channel +
-                    kv_at(p.kv, slot / QWENVL_PAGE_TOKENS, value, head, slot % QWENVL_PAGE_TOKENS);
-            to[1] = to[0] + p.half;
+    }
+    if (EPILOGUE == QWENVL_ROPE_KV && n[0] >= p.n_q) {
+        if (slot == QWENVL_NO_SLOT) {
+            return;
         }
+        bool value = n[0] >= p.n_rotated;
+        u32 head = (n[0] - (value ? p.n_rotated : p.n_q)) / p.kv.head_dim;
+        to[0] = static_cast<u16 *>(p.kv.pages) + channel +
+                kv_at(p.kv, slot / QWENVL_PAGE_TOKENS, value, head, slot % QWENVL_PAGE_TOKENS);
+        to[1] = to[0] + p.half;
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
