@@ -20,7 +20,7 @@ pub const SAMPLE_SLICE: usize = 1024;
 pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
 pub const SMALL_ROWS: usize = 64;
-/// Least keys of a split of decode attention.
+/// Keys of a split of decode attention, up to the most splits.
 pub const DECODE_SPLIT_TOKENS: usize = 256;
 /// Most splits of a sequence in decode attention.
 pub const DECODE_SPLITS: usize = 64;
@@ -123,10 +123,10 @@ pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
 }
 
-/// Splits of a long sequence in decode attention: one sequence fills the device with two blocks for each
-/// multiprocessor. Part of the numeric contract.
+/// Splits of a long sequence in decode attention: one sequence has a block for each multiprocessor. Part of the numeric
+/// contract.
 pub fn decode_splits(kv_heads: usize, multiprocessors: usize) -> usize {
-    (2 * multiprocessors / kv_heads).clamp(1, DECODE_SPLITS)
+    (multiprocessors / kv_heads).clamp(1, DECODE_SPLITS)
 }
 
 /// Whether the norm at `step` can be the prologue of the linear layer after it: only that reads the norm, and what

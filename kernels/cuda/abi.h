@@ -123,7 +123,7 @@ struct QwenvlAttention {
     float scale_log2;     // log2(e) / sqrt(head_dim)
 };
 
-#define QWENVL_DECODE_TOKENS 256  // least tokens of a split, a multiple of the page
+#define QWENVL_DECODE_TOKENS 256  // tokens of a split, up to the most splits
 #define QWENVL_DECODE_SPLITS 64   // most splits of a sequence
 
 struct QwenvlDecodeAttention {

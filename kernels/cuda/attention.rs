@@ -16,7 +16,7 @@ pub use super::abi::QwenvlSequence as Sequence;
 
 /// Query rows of a tile.
 pub const TILE_ROWS: usize = 128;
-/// Least keys of a split of decode attention.
+/// Keys of a split of decode attention, up to the most splits.
 pub const SPLIT_TOKENS: usize = abi::QWENVL_DECODE_TOKENS as usize;
 /// Most splits of a sequence.
 pub const MAX_SPLITS: usize = abi::QWENVL_DECODE_SPLITS as usize;
@@ -223,7 +223,8 @@ impl Kernels {
         let name = name!("paged_attn_{}", a.half.name());
         // A few times as many blocks as run at once, or each split its own; each takes its share of those there are.
         let pairs = (a.n_seqs * heads.n_kv_heads) as u32;
-        let grid = (pairs, (8 * self.sm_count()).div_ceil(pairs).min(slots), 1);
+        let grid =
+            (heads.n_kv_heads as u32, a.n_seqs as u32, (8 * self.sm_count()).div_ceil(pairs).min(slots));
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, grid, 256, &p) }
     }

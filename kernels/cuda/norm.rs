@@ -202,6 +202,6 @@ impl Kernels {
         };
         let name = name!("patchify_{}", c.half.name());
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, ((c.rows / block) as u32, 1, 1), 256, &p) }
+        unsafe { self.launch(stream, &name, ((c.rows / block) as u32, 1, 1), 210, &p) }
     }
 }

@@ -68,6 +68,15 @@ template <int OFFSET = 0> __device__ __forceinline__ uint4 load16(u32 from) {
                  : "memory");
     return v;
 }
+// As `load16`, again each time it is called: not once before a loop, into registers that the loop needs.
+__device__ __forceinline__ uint4 load16_anew(u32 from) {
+    uint4 v;
+    asm volatile("ld.volatile.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
+    return v;
+}
 __device__ __forceinline__ float2 load8(u32 from) {
     float2 v;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from) : "memory");

@@ -17,7 +17,7 @@ fn rotation_turns_pairs_by_their_axis_and_copies_the_rest() {
     let decoder = RopePairs::MRope(MRope { head_dim: 128, sections: [16, 24, 24], theta: 1e6 });
     let vision = RopePairs::Vision(VisionRope { n_heads: 2, head_dim: 80 });
     for (pairs, head_dim, heads, rotated, axis_end, columns, restart) in
-        [(decoder, 128, 3, 2, &[16, 40, 64][..], 64, false), (vision, 80, 6, 4, &[20, 40][..], 20, true)]
+        [(decoder, 128, 3, 2, &[16, 40, 64][..], 64, false), (vision, 80, 36, 32, &[20, 40][..], 20, true)]
     {
         let axes = axis_end.len();
         for half in HALVES {
