@@ -24,8 +24,10 @@ pub const SMALL_ROWS: usize = 64;
 pub const DECODE_SPLIT_TOKENS: usize = 256;
 /// Most splits of a sequence in decode attention.
 pub const DECODE_SPLITS: usize = 64;
-/// Query rows of a prefill or vision attention task.
-pub const ATTENTION_ROWS: usize = 128;
+/// Least query rows of a tile of prefill or vision attention.
+pub const ATTENTION_ROWS: usize = 32;
+/// Words of u32 that describe a tile.
+const TILE_WORDS: usize = 8;
 /// Batch sizes that decode graphs are made for, up to the plan's own.
 pub const BUCKETS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 /// Patches that run at a time through the row-by-row steps of the vision tower.
@@ -189,7 +191,7 @@ pub fn decoder_input_words(options: &PlanOptions, tokens: usize, seqs: usize, he
     // Each key head has a tile for so many queries of its group, and one more where a sequence ends.
     let tiles = (tokens * heads).div_ceil(ATTENTION_ROWS) + seqs * heads;
     // Ids, positions, visual rows, slots; sequences; page tables; rows of logits; tiles; gaps between them.
-    6 * tokens + 4 * seqs + pages * seqs + seqs + 3 * tiles + 64
+    6 * tokens + 4 * seqs + pages * seqs + seqs + TILE_WORDS * tiles + 64
 }
 
 impl Workspace {
@@ -214,10 +216,10 @@ impl Workspace {
         };
         let words = decoder_input_words(options, chunk.max(options.max_seqs), options.max_seqs, heads);
         let slices = options.max_patches / v.patches_per_token();
-        // Positions of patches; slices as sequences, frames and tiles.
+        // Positions of patches; slices as frames and tiles.
         let vision_words = 2 * options.max_patches
-            + slices * (4 + 8)
-            + 3 * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads
+            + slices * 8
+            + TILE_WORDS * (options.max_patches / ATTENTION_ROWS + slices) * v.num_heads
             + 64;
         let splits = options.context_tokens.div_ceil(DECODE_SPLIT_TOKENS);
         let splits = splits.min(decode_splits(kv_heads, multiprocessors));

@@ -286,6 +286,7 @@ fn check_tests_every_kernel_on_every_device() {
         "int8_gemm",
         "norm",
         "paged_attn",
+        "paged_prefill",
         "patchify",
         "pointwise",
         "rope",

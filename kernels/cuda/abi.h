@@ -8,6 +8,7 @@
 #define QWENVL_PAGE_TOKENS 64       // tokens of a KV page
 #define QWENVL_NO_SLOT 0xffffffffu  // a row whose key and value are not kept
 #define QWENVL_NO_VISUAL 0xffffffffu
+#define QWENVL_NO_TILE 0xffffffffu
 
 enum QwenvlEpilogue {
     QWENVL_STORE_F32 = 0,   // out f32 = y
@@ -94,13 +95,6 @@ struct QwenvlRepack {
     unsigned int zeros;        // of 8-bit codes: whether zero points are kept
 };
 
-// A query tile of one head (or of the query heads of one key head) of one sequence.
-struct QwenvlAttentionTile {
-    unsigned int sequence;
-    unsigned int head;
-    unsigned int first_row;
-};
-
 struct QwenvlSequence {
     unsigned int first;   // first row of its queries (and of its keys, where they are rows too)
     unsigned int rows;    // its queries
@@ -108,13 +102,21 @@ struct QwenvlSequence {
     unsigned int pages;   // first entry of its page table
 };
 
+// A query tile of one head (or of the query heads of one key head) of one sequence: 32 bytes, copied by 16.
+struct QwenvlAttentionTile {
+    struct QwenvlSequence sequence;
+    unsigned int head;
+    unsigned int first_row;
+    unsigned int next;    // prefill only: the next tile of the block that has this one, or QWENVL_NO_TILE
+    unsigned int unused;
+};
+
 struct QwenvlAttention {
     const void *q;    // [rows, ldq]
     const void *k;    // vision only: [rows, ldq]
     const void *v;
     void *out;        // [rows, ldo]
-    const struct QwenvlSequence *sequences;
-    const struct QwenvlAttentionTile *tiles;  // longest first
+    const struct QwenvlAttentionTile *tiles;  // longest first; 16-byte aligned
     const unsigned int *page_table;
     struct QwenvlKv kv;
     unsigned int ldq, ldo;

@@ -1,6 +1,7 @@
 //! attention: launchers of flash_attn (vision tower), paged_prefill and paged_attn (decode).
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::ffi::c_void;
 use std::ptr;
 
@@ -9,49 +10,136 @@ use cudarc::driver::CudaStream;
 use super::linear::Kv;
 use super::{Address, Half, Kernels, Result, abi, check, name};
 
-/// A tile of query rows on the device.
+/// A tile of query rows on the device: 32 bytes at a multiple of 16.
 pub use super::abi::QwenvlAttentionTile as Tile;
 /// A sequence on the device: its rows, and for the decoder the keys before them and its page table.
 pub use super::abi::QwenvlSequence as Sequence;
 
-/// Query rows of a tile.
-pub const TILE_ROWS: usize = 128;
+const NO_TILE: u32 = abi::QWENVL_NO_TILE;
+const PAGE_TOKENS: u32 = abi::QWENVL_PAGE_TOKENS;
+/// Query rows of a tile of the vision tower: those of the kernels. Large ones read keys less often, small ones fill a
+/// device sooner; the bits of a result are the same.
+pub const VISION_TILE_ROWS: [usize; 2] = [128, 64];
+/// The same for prefill.
+pub const PREFILL_TILE_ROWS: [usize; 3] = [128, 64, 32];
 /// Keys of a split of decode attention, up to the most splits.
 pub const SPLIT_TOKENS: usize = abi::QWENVL_DECODE_TOKENS as usize;
 /// Most splits of a sequence.
 pub const MAX_SPLITS: usize = abi::QWENVL_DECODE_SPLITS as usize;
 
-/// The list of tiles: those that see most keys first, so that the last to start are short. Among those that see
-/// about as many, the ones of a sequence and head run together, so that its keys and values are in L2.
-///
-/// `heads` are those of the vision tower, or the key heads of the decoder with `group` query heads each. In the
-/// vision tower `past` is 0 and a tile sees all rows of its sequence.
-pub fn tiles(sequences: &[Sequence], heads: usize, group: usize) -> Vec<Tile> {
-    let mut tiles = Vec::new();
-    list_tiles(&mut tiles, sequences, heads, group);
-    tiles
+/// The tiles of a call, and the work of each block of prefill attention while they are shared out.
+#[derive(Debug, Default)]
+pub struct TileList {
+    /// As the kernels take them.
+    pub tiles: Vec<Tile>,
+    /// Their rows.
+    pub tile_rows: usize,
+    /// The work of a block and its last tile.
+    blocks: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
-/// As [`tiles`], into a list that is emptied first.
-pub fn list_tiles(tiles: &mut Vec<Tile>, sequences: &[Sequence], heads: usize, group: usize) {
-    tiles.clear();
-    for (sequence, s) in sequences.iter().enumerate() {
-        for head in 0..heads as u32 {
-            for first_row in (0..s.rows * group as u32).step_by(TILE_ROWS) {
-                tiles.push(Tile { sequence: sequence as u32, head, first_row });
-            }
+impl TileList {
+    /// A list with room for so many tiles, on a device of so many multiprocessors.
+    pub fn with_capacity(tiles: usize, multiprocessors: usize) -> TileList {
+        let most_blocks = prefill_blocks(PREFILL_TILE_ROWS[2], multiprocessors);
+        TileList {
+            tiles: Vec::with_capacity(tiles),
+            tile_rows: 0,
+            blocks: BinaryHeap::with_capacity(most_blocks),
         }
     }
-    let keys = |t: &Tile| {
-        let s = &sequences[t.sequence as usize];
-        s.past + s.rows.min((t.first_row + TILE_ROWS as u32).div_ceil(group as u32))
-    };
-    let step = tiles.iter().map(keys).max().map_or(1, |longest| (longest / 8).max(1));
-    let rows = |t: &Tile| sequences[t.sequence as usize].rows;
-    // No two are alike, and a stable sort would take memory.
-    tiles.sort_unstable_by_key(|t| {
-        (Reverse(keys(t) / step), Reverse(rows(t)), t.sequence, t.head, Reverse(t.first_row))
-    });
+
+    /// Lists the tiles of a call anew: those that see most keys first, so that the last to start are short. Among those
+    /// that see about as many, the ones of a sequence and head run together, so that its keys and values are in L2.
+    ///
+    /// `heads` are those of the vision tower, or the key heads of the decoder with `group` query heads each. In the
+    /// vision tower `past` is 0 and a tile sees all rows of its sequence.
+    pub fn list(&mut self, sequences: &[Sequence], heads: usize, group: usize, tile_rows: usize) {
+        let tiles = &mut self.tiles;
+        tiles.clear();
+        self.tile_rows = tile_rows;
+        for &sequence in sequences {
+            for head in 0..heads as u32 {
+                for first_row in (0..sequence.rows * group as u32).step_by(tile_rows) {
+                    tiles.push(Tile { sequence, head, first_row, next: NO_TILE, ..Tile::default() });
+                }
+            }
+        }
+        let keys = |t: &Tile| keys_of(t, group, tile_rows);
+        let step = tiles.iter().map(keys).max().map_or(1, |longest| (longest / 8).max(1));
+        // No two are alike, and a stable sort would take memory.
+        tiles.sort_unstable_by_key(|t| {
+            let s = &t.sequence;
+            (Reverse(keys(t) / step), Reverse(s.rows), s.first, t.head, Reverse(t.first_row))
+        });
+    }
+
+    /// Shares the tiles out to the blocks of prefill attention: the first each, then the next to the block that has
+    /// least to do.
+    pub fn link(&mut self, group: usize, multiprocessors: usize) {
+        let n_blocks = prefill_blocks(self.tile_rows, multiprocessors);
+        self.blocks.clear();
+        for at in 0..self.tiles.len() {
+            // What a tile takes beside its pages is about as much as another.
+            let pages = keys_of(&self.tiles[at], group, self.tile_rows).div_ceil(PAGE_TOKENS) + 1;
+            let before = if at < n_blocks { None } else { self.blocks.pop() };
+            let work = before.map_or(0, |Reverse((work, last))| {
+                self.tiles[last as usize].next = at as u32;
+                work
+            });
+            self.blocks.push(Reverse((work + pages, at as u32)));
+        }
+    }
+
+    /// The work of the busiest block over the mean, once the tiles are linked.
+    pub fn imbalance(&self) -> f64 {
+        let work = || self.blocks.iter().map(|Reverse((work, _))| f64::from(*work));
+        work().fold(0.0, f64::max) * self.blocks.len() as f64 / work().sum::<f64>()
+    }
+}
+
+/// Keys that a tile sees.
+fn keys_of(t: &Tile, group: usize, tile_rows: usize) -> u32 {
+    let s = &t.sequence;
+    s.past + s.rows.min((t.first_row + tile_rows as u32).div_ceil(group as u32))
+}
+
+/// Blocks of prefill attention that run at once on a device of so many multiprocessors.
+fn prefill_blocks(tile_rows: usize, multiprocessors: usize) -> usize {
+    if tile_rows == PREFILL_TILE_ROWS[0] { multiprocessors } else { 2 * multiprocessors }
+}
+
+/// Tiles of so many rows in a call, see [`TileList::list`].
+fn count_tiles(sequences: &[Sequence], heads: usize, group: usize, tile_rows: usize) -> usize {
+    heads * sequences.iter().map(|s| (s.rows as usize * group).div_ceil(tile_rows)).sum::<usize>()
+}
+
+/// Of [`VISION_TILE_ROWS`] those with which a device of so many multiprocessors is done first. Tiles are alike, so that
+/// the multiprocessors that have most of them decide; a row takes a sixth longer in a small one.
+pub fn vision_tile_rows(sequences: &[Sequence], n_heads: usize, multiprocessors: usize) -> usize {
+    let [large, small] = VISION_TILE_ROWS;
+    let most_rows =
+        |tile_rows| count_tiles(sequences, n_heads, 1, tile_rows).div_ceil(multiprocessors) * tile_rows;
+    if 7 * most_rows(small) < 6 * most_rows(large) { small } else { large }
+}
+
+/// The same of [`PREFILL_TILE_ROWS`]. Tiles differ in their keys, so that a few for each multiprocessor are shared out
+/// evenly; where there are less, the longest decides, which takes half as long in rows of 32.
+pub fn prefill_tile_rows(
+    sequences: &[Sequence],
+    n_kv_heads: usize,
+    group: usize,
+    multiprocessors: usize,
+) -> usize {
+    let [large, medium, small] = PREFILL_TILE_ROWS;
+    let count = |tile_rows| count_tiles(sequences, n_kv_heads, group, tile_rows);
+    if 3 * count(large) >= 4 * multiprocessors {
+        large
+    } else if count(medium) >= multiprocessors {
+        medium
+    } else {
+        small
+    }
 }
 
 /// Attention of many rows.
@@ -61,12 +149,12 @@ pub struct FlashAttention {
     pub half: Half,
     /// Where keys and values are.
     pub keys: Keys,
-    /// `[n]` of [`Sequence`].
-    pub sequences: Address,
-    /// `[n_tiles]` of [`Tile`], as [`tiles`] lists them.
+    /// `[n_tiles]` of [`Tile`], as [`TileList`] has them; for prefill linked.
     pub tiles: Address,
     /// How many.
     pub n_tiles: usize,
+    /// Their rows, of [`VISION_TILE_ROWS`] or [`PREFILL_TILE_ROWS`].
+    pub tile_rows: usize,
     /// `[rows, heads · head_dim]`.
     pub out: Address,
 }
@@ -140,27 +228,26 @@ impl Kernels {
     /// [`super::Error::Shape`] for sizes that the kernel does not take, [`super::Error::Driver`] from the driver.
     ///
     /// # Safety
-    /// Addresses name memory of this device as [`FlashAttention`] says; sequences, tiles and pages are in range.
+    /// Addresses name memory of this device as [`FlashAttention`] says; tiles and pages are in range.
     pub unsafe fn flash_attention(&self, stream: &CudaStream, a: &FlashAttention) -> Result<()> {
         check("flash_attn", a.n_tiles > 0, || "no tiles".into())?;
         let mut p = abi::QwenvlAttention {
             out: a.out as *mut c_void,
-            sequences: a.sequences as *const Sequence,
             tiles: a.tiles as *const Tile,
             n_tiles: a.n_tiles as u32,
             group: 1,
             page_table: ptr::null(),
             ..Default::default()
         };
-        let n_tiles = p.n_tiles;
-        let (name, grid, block) = match a.keys {
+        let (n_tiles, tile_rows) = (p.n_tiles, a.tile_rows);
+        let (name, heights, grid, block) = match a.keys {
             Keys::Vision { qkv, n_heads } => {
                 let width = n_heads * 80;
                 let part = |i: usize| (qkv + (i * width * 2) as u64) as *const c_void;
                 (p.q, p.k, p.v) = (part(0), part(1), part(2));
                 (p.ldq, p.ldo) = (3 * width as u32, width as u32);
                 p.scale_log2 = scale_log2(80);
-                ("flash_attn", n_tiles, 128)
+                ("flash_attn", &VISION_TILE_ROWS[..], n_tiles, 128)
             }
             Keys::Paged { q, kv, page_table } => {
                 check("flash_attn", kv.heads.head_dim == 128, || format!("heads of {}", kv.heads.head_dim))?;
@@ -174,10 +261,13 @@ impl Kernels {
                 p.ldo = p.ldq;
                 p.group = (kv.heads.n_heads / kv.heads.n_kv_heads) as u32;
                 p.scale_log2 = scale_log2(128);
-                ("paged_prefill", n_tiles.min(self.sm_count()), 256)
+                let blocks = prefill_blocks(tile_rows, self.sm_count() as usize) as u32;
+                let block = if tile_rows == PREFILL_TILE_ROWS[0] { 256 } else { 128 };
+                ("paged_prefill", &PREFILL_TILE_ROWS[..], n_tiles.min(blocks), block)
             }
         };
-        let name = name!("{name}_{}", a.half.name());
+        check(name, heights.contains(&tile_rows), || format!("tiles of {tile_rows} rows"))?;
+        let name = name!("{name}_{}_{tile_rows}", a.half.name());
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, (grid, 1, 1), block, &p) }
     }

@@ -1,7 +1,7 @@
 //! flash_attn: attention of the vision tower.
 
 use qwenvl::kernels::cuda::Half;
-use qwenvl::kernels::cuda::attention::{self, FlashAttention, Keys, Sequence};
+use qwenvl::kernels::cuda::attention::{FlashAttention, Keys, Sequence, TileList, VISION_TILE_ROWS};
 
 use crate::common::rng::Rng;
 use crate::gpu::*;
@@ -36,16 +36,24 @@ impl VisionCase {
         case
     }
 
+    /// In tiles of either height, which give the same bits.
     fn run(&self, half: Half, sequences: &[Sequence]) -> Vec<u16> {
-        let tiles = attention::tiles(sequences, self.n_heads, 1);
+        let [large, small] = VISION_TILE_ROWS.map(|rows| self.run_in_tiles(half, sequences, rows));
+        assert!(large == small, "{half:?}: the rows of a tile change the bits");
+        large
+    }
+
+    fn run_in_tiles(&self, half: Half, sequences: &[Sequence], tile_rows: usize) -> Vec<u16> {
+        let mut list = TileList::default();
+        list.list(sequences, self.n_heads, 1, tile_rows);
         let (qkv, out) = (Buffer::of(&self.qkv), Buffer::<u16>::poisoned(self.rows * self.n_heads * D));
-        let (sequences, device_tiles) = (words(sequences), words(&tiles));
+        let device_tiles = words(&list.tiles);
         let call = FlashAttention {
             half,
             keys: Keys::Vision { qkv: qkv.at, n_heads: self.n_heads },
-            sequences: sequences.at,
             tiles: device_tiles.at,
-            n_tiles: tiles.len(),
+            n_tiles: list.tiles.len(),
+            tile_rows,
             out: out.at,
         };
         // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.

@@ -3,8 +3,8 @@
 //! report of the simulated GPU.
 //!
 //! The tests run in processes of their own, which end at the first failure. What a line of the source became is one
-//! mutation where loops are unrolled. One activation type stands for both, and of the linears the kernels for 8 rows and
-//! for prefill: the others are the same lines of the source.
+//! mutation where loops are unrolled. One activation type stands for both, and so do tiles of 64 rows in attention; of the
+//! linears the kernels for 8 rows and for prefill: the others are the same lines of the source.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,8 +44,8 @@ const TARGETS: &[Target] = &[
         soon: LINEAR,
         all: "linear::",
     },
-    Target { image: "flash_attn", kernels: &["flash_attn_bf16"], soon: &[], all: "flash_attn::" },
-    Target { image: "paged_prefill", kernels: &["paged_prefill_bf16"], soon: &[], all: "paged_prefill::" },
+    Target { image: "flash_attn", kernels: &["flash_attn_bf16_64"], soon: &[], all: "flash_attn::" },
+    Target { image: "paged_prefill", kernels: &["paged_prefill_bf16_64"], soon: &[], all: "paged_prefill::" },
     Target { image: "paged_attn", kernels: &["paged_attn_bf16"], soon: &[], all: "paged_attn::" },
     Target { image: "norm", kernels: &["rms_norm_bf16", "layer_norm_bf16"], soon: &[], all: "norm::" },
     Target { image: "embed", kernels: &["embed_bf16", "select_rows"], soon: &[], all: "embed::" },

@@ -1,21 +1,34 @@
 //! paged_prefill: causal attention of chunks of prompts.
 
 use qwenvl::kernels::cuda::Half;
-use qwenvl::kernels::cuda::attention::{self, FlashAttention, Keys, Sequence};
+use qwenvl::kernels::cuda::attention::{FlashAttention, Keys, PREFILL_TILE_ROWS, Sequence, TileList};
 
 use crate::common::rng::Rng;
 use crate::gpu::*;
 use crate::paged_attn::{D, Pool};
 use crate::softmax::assert_close;
 
-/// Prefill attention of several sequences in one call. `members`: the sequence, its tokens before the call, and its
-/// tokens in the call.
+/// Prefill attention of several sequences in one call, in tiles of any height, which give the same bits. `members`:
+/// the sequence, its tokens before the call, and its tokens in the call.
 fn run_prefill(
     half: Half,
     pool: &Pool,
     members: &[(usize, usize, usize)],
     group: usize,
     q: &[Vec<u16>],
+) -> Vec<Vec<u16>> {
+    let [large, other @ ..] = PREFILL_TILE_ROWS.map(|rows| run_in_tiles(half, pool, members, group, q, rows));
+    assert!(other.iter().all(|o| *o == large), "{half:?}, group {group}: the rows of a tile change the bits");
+    large
+}
+
+fn run_in_tiles(
+    half: Half,
+    pool: &Pool,
+    members: &[(usize, usize, usize)],
+    group: usize,
+    q: &[Vec<u16>],
+    tile_rows: usize,
 ) -> Vec<Vec<u16>> {
     let width = pool.kv_heads * group * D;
     let (mut rows, mut sequences) = (vec![POISON; width], Vec::new());
@@ -30,16 +43,18 @@ fn run_prefill(
     for &(m, past, n) in members {
         pool.forget(&mut data, m, past + n);
     }
-    let tiles = attention::tiles(&sequences, pool.kv_heads, group);
+    let mut list = TileList::default();
+    list.list(&sequences, pool.kv_heads, group, tile_rows);
+    list.link(group, gpu().kernels.sm_count() as usize);
     let (device_q, out) = (Buffer::of(&rows), Buffer::<u16>::poisoned(rows.len()));
     let (data, table) = (Buffer::of(&data), Buffer::of(&pool.table));
-    let (device_sequences, device_tiles) = (words(&sequences), words(&tiles));
+    let device_tiles = words(&list.tiles);
     let call = FlashAttention {
         half,
         keys: Keys::Paged { q: device_q.at, kv: pool.kv(&data, group), page_table: table.at },
-        sequences: device_sequences.at,
         tiles: device_tiles.at,
-        n_tiles: tiles.len(),
+        n_tiles: list.tiles.len(),
+        tile_rows,
         out: out.at,
     };
     // SAFETY: the buffers live until `read` has waited for the stream; shapes as above.

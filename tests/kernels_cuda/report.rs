@@ -17,6 +17,8 @@ use crate::shapes::{Case, Shapes};
 use qwenvl::kernels::cuda::{IMAGES, NVCC};
 
 const TABLE: &str = "benches/kernels_cuda.txt";
+/// The parts of the cases, by the blocks that are run.
+const PARTS: [Option<u32>; 3] = [None, Some(8), Some(2)];
 /// The part of the cases to launch, in a process that is counted.
 const PART: &str = "QWENVL_TEST_REPORT_PART";
 /// A modelled time may differ so much from the table's before somebody has to look: a change of the model's constants by
@@ -30,14 +32,14 @@ const GAP_US: f64 = 1.3;
 /// Of the column of names.
 const WIDTH: usize = 44;
 
-/// The cases of a part, launched or not: those that are run whole, or those of which some blocks are.
-fn cases(large: bool, launch: bool) -> Vec<Case> {
+/// The cases of which so many blocks are run, launched or not.
+fn cases(blocks: Option<u32>, launch: bool) -> Vec<Case> {
     let found = RefCell::new(Vec::new());
     let wanted = |case: &Case| {
-        if case.large == large {
+        if case.blocks == blocks {
             found.borrow_mut().push(case.clone());
         }
-        case.large == large && launch
+        case.blocks == blocks && launch
     };
     let mut run = |_: &Case, go: &dyn Fn(&CudaStream)| {
         go(&stream());
@@ -50,22 +52,22 @@ fn cases(large: bool, launch: bool) -> Vec<Case> {
 #[test]
 #[ignore = "run by the test below"]
 fn launches_of_a_part() {
-    cases(std::env::var(PART).expect("a part") == "large", true);
+    cases(std::env::var(PART).expect("a part").parse().ok(), true);
 }
 
-fn start(large: bool, file: &Path) -> Child {
+fn start(blocks: Option<u32>, file: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command
         .args(["--exact", "report::launches_of_a_part", "--ignored", "--test-threads=1"])
-        .env(PART, if large { "large" } else { "small" })
+        .env(PART, blocks.map_or("whole".into(), |n| n.to_string()))
         .env("CUDASIM_REPORT", file)
         .env("CUDASIM_DEVICE", "a100-80g")
         .env("CUDASIM_CHECKS", "none")
         .env("CUDASIM_THREADS", "1")
         .env_remove("CUDASIM_FATAL_REPORTS")
         .stdout(Stdio::null());
-    if large {
-        command.env("CUDASIM_SAMPLE", "2");
+    if let Some(blocks) = blocks {
+        command.env("CUDASIM_SAMPLE", blocks.to_string());
     }
     command.spawn().expect("the tests")
 }
@@ -113,7 +115,9 @@ fn row(case: &Case, launch: &Value) -> Row {
     };
     let mma = number(launch, "/mma_count");
     let per_mma = if mma > 0.0 { format!("{:.2}", machine / mma) } else { dash() };
-    let time_us = number(launch, "/prediction/time_us") - number(launch, "/prediction/launch_gap_us");
+    let imbalance = case.imbalance.filter(|_| sampled).unwrap_or(1.0);
+    let time_us =
+        (number(launch, "/prediction/time_us") - number(launch, "/prediction/launch_gap_us")) * imbalance;
     let bound_us = bound_us(case);
     let grid = grid.iter().product::<f64>();
     let counters = format!(
@@ -153,7 +157,8 @@ fn header() -> String {
 # shared memory that bank conflicts add; w: bytes read of weights over their size; byt: distinct bytes read and written
 # over the least; i/w machine instructions of a lane per weight; i/mma of a warp per mma; us: modelled time of the kernel
 # alone, beside which a graph takes 1.3 us between kernels; bound: the least bytes at 1.80 TB/s or the least operations
-# at 312 TFLOP/s; %: bound over us; what limits it. A dash where only some blocks were run.
+# at 312 TFLOP/s; %: bound over us; what limits it. A dash where only some blocks were run; then us is longer by how much
+# more the busiest block has to do, where the list of tiles tells.
 {:<WIDTH$} {:<26} {:>6} {:>4} {:>3} {:>2} {:>6} {:>2} {:>5} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>9} {:>9} {:>6} limit
 ",
         NVCC.0,
@@ -185,17 +190,17 @@ fn large_report_of_kernels_at_the_sizes_of_the_models() {
         return; // `cargo bench` measures there
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let parts = [false, true].map(|large| {
-        let file = folder.path().join(format!("{large}.json"));
-        (large, start(large, &file), file)
+    let parts = PARTS.map(|blocks| {
+        let file = folder.path().join(format!("{blocks:?}.json"));
+        (blocks, start(blocks, &file), file)
     });
     let mut rows: Vec<Row> = Vec::new();
-    for (large, mut child, file) in parts {
+    for (blocks, mut child, file) in parts {
         assert!(child.wait().expect("the tests").success(), "launching failed");
         let run: Value =
             serde_json::from_str(&std::fs::read_to_string(file).expect("a report")).expect("JSON");
         let mut launches = run["launches"].as_array().expect("launches").iter();
-        for case in cases(large, false) {
+        for case in cases(blocks, false) {
             let mut next = |case: &Case| row(case, launches.next().expect("a launch of each case"));
             if case.parts.is_empty() {
                 rows.push(next(&case));

@@ -28,7 +28,8 @@ fn blocks_that_share_a_multiprocessor_have_the_registers_for_it() {
     for r in all() {
         // Of 65,536; allocated by 256 for a warp. Blocks of `launch` in each file's header.
         let (threads, blocks) = match r.kernel {
-            k if k.starts_with("flash_attn") || k.starts_with("paged_prefill") => (128, 2),
+            k if k.starts_with("flash_attn") => (128, if k.ends_with("_64") { 3 } else { 2 }),
+            k if k.starts_with("paged_prefill") && !k.ends_with("_128") => (128, 2),
             k if k.starts_with("paged_attn") => (128, 4),
             "sample" => (1024, 1),
             _ => (256, 1),

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaStream, result};
 use qwenvl::kernels::cuda::attention::{
-    self, FlashAttention, Keys, PagedAttention, Sequence, partials_bytes,
+    self, FlashAttention, Keys, PagedAttention, Sequence, TileList, partials_bytes,
 };
 use qwenvl::kernels::cuda::linear::{
     self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
@@ -27,8 +27,10 @@ pub struct Case {
     pub weight_bytes: f64,
     /// What a linear layer reads beside them: rows, residuals, and parts of sums that several blocks have.
     pub other_bytes: f64,
-    /// So much work that a simulator had better run a part of the blocks.
-    pub large: bool,
+    /// How many of the blocks a simulator had better run; none: all.
+    pub blocks: Option<u32>,
+    /// The work of the busiest block over the mean, where blocks differ: a part of them does not show it.
+    pub imbalance: Option<f64>,
     /// Its launches, where there are several.
     pub parts: Vec<Case>,
 }
@@ -157,7 +159,7 @@ impl Shapes<'_> {
             for m in [48, 128, 512] {
                 self.layer(model, Int4, Prefill, m);
             }
-            for (tokens, past) in [(512, 0), (2048, 0), (6144, 0), (2048, 4096)] {
+            for (tokens, past) in [(512, 0), (1024, 0), (2048, 0), (6144, 0), (2048, 4096)] {
                 self.prefill_attention(model, tokens, past);
             }
         }
@@ -172,7 +174,7 @@ impl Shapes<'_> {
         }
         self.linear("merger mlp.0", Dense, Prefill, 1024, 5120, 5120, What::Gelu);
         self.linear("merger mlp.2", Dense, Prefill, 1024, 3584, 5120, What::Store);
-        for patches in [1024, 4096, 16384] {
+        for patches in [1024, 2048, 4096, 16384] {
             self.vision_attention(patches);
         }
         self.patchify(4096);
@@ -248,7 +250,9 @@ impl Shapes<'_> {
                 weights: n as f64 * k as f64,
                 weight_bytes,
                 other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-                large: m > 128,
+                // Blocks are alike.
+                blocks: (m > 128).then_some(2),
+                imbalance: None,
                 parts: Vec::new(),
             }
         };
@@ -366,23 +370,30 @@ impl Shapes<'_> {
         let heads = model.heads;
         let width = heads.n_heads * 128;
         let pairs = tokens as f64 * (past as f64 + (tokens as f64 + 1.0) / 2.0);
+        let flops = 4.0 * width as f64 * pairs;
+        let sequence = [Sequence { first: 0, rows: tokens as u32, past: past as u32, pages: 0 }];
+        let (kv_heads, group) = (heads.n_kv_heads, heads.n_heads / heads.n_kv_heads);
+        let multiprocessors = self.kernels.sm_count() as usize;
+        let tile_rows = attention::prefill_tile_rows(&sequence, kv_heads, group, multiprocessors);
+        let mut list = TileList::default();
+        list.list(&sequence, kv_heads, group, tile_rows);
+        list.link(group, multiprocessors);
         let case = Case {
             name: format!("prefill {} attention {tokens} after {past}", model.name),
             bytes: (tokens * width * 4 + (past + tokens) * heads.n_kv_heads * 512) as f64,
-            flops: 4.0 * width as f64 * pairs,
-            large: true,
+            flops,
+            blocks: blocks_of_attention(flops),
+            imbalance: Some(list.imbalance()),
             ..Case::default()
         };
         self.case(case, |kernels| {
-            let sequence = [Sequence { first: 0, rows: tokens as u32, past: past as u32, pages: 0 }];
-            let (tiles, n_tiles) = tiles(&sequence, heads.n_kv_heads, heads.n_heads / heads.n_kv_heads);
             let (kv, page_table) = pages(heads, past + tokens);
             let a = FlashAttention {
                 half: BF16,
                 keys: Keys::Paged { q: memory(tokens * width * 2), kv, page_table },
-                sequences: sequences(&sequence),
-                tiles,
-                n_tiles,
+                tiles: tiles(&list),
+                n_tiles: list.tiles.len(),
+                tile_rows,
                 out: memory(tokens * width * 2),
             };
             // SAFETY: memory is as long as the shapes say.
@@ -391,22 +402,25 @@ impl Shapes<'_> {
     }
 
     fn vision_attention(&mut self, patches: usize) {
+        let flops = 4.0 * 1280.0 * (patches as f64).powi(2);
         let case = Case {
             name: format!("vision attention {patches}"),
             bytes: (patches * 5120 * 2) as f64,
-            flops: 4.0 * 1280.0 * (patches as f64).powi(2),
-            large: true,
+            flops,
+            blocks: blocks_of_attention(flops),
             ..Case::default()
         };
         self.case(case, |kernels| {
             let sequence = [Sequence { first: 0, rows: patches as u32, past: 0, pages: 0 }];
-            let (tiles, n_tiles) = tiles(&sequence, 16, 1);
+            let tile_rows = attention::vision_tile_rows(&sequence, 16, kernels.sm_count() as usize);
+            let mut list = TileList::default();
+            list.list(&sequence, 16, 1, tile_rows);
             let a = FlashAttention {
                 half: BF16,
                 keys: Keys::Vision { qkv: memory(patches * 3840 * 2), n_heads: 16 },
-                sequences: sequences(&sequence),
-                tiles,
-                n_tiles,
+                tiles: tiles(&list),
+                n_tiles: list.tiles.len(),
+                tile_rows,
                 out: memory(patches * 1280 * 2),
             };
             // SAFETY: memory is as long as the shapes say.
@@ -570,6 +584,17 @@ fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
     (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
 }
 
+/// Blocks of prefill attention differ, so that few of them say less than those of other kernels: as many as can be.
+fn blocks_of_attention(flops: f64) -> Option<u32> {
+    if flops < 1.3e10 {
+        None
+    } else if flops < 2e11 {
+        Some(8)
+    } else {
+        Some(2)
+    }
+}
+
 fn streaming(name: String, bytes: usize) -> Case {
     Case { name, bytes: bytes as f64, ..Case::default() }
 }
@@ -584,10 +609,12 @@ fn sequences(s: &[Sequence]) -> Address {
     of(&s.iter().flat_map(|s| [s.first, s.rows, s.past, s.pages]).collect::<Vec<u32>>())
 }
 
-fn tiles(s: &[Sequence], heads: usize, group: usize) -> (Address, usize) {
-    let tiles = attention::tiles(s, heads, group);
-    let words: Vec<u32> = tiles.iter().flat_map(|t| [t.sequence, t.head, t.first_row]).collect();
-    (of(&words), tiles.len())
+fn tiles(list: &TileList) -> Address {
+    let words = list.tiles.iter().flat_map(|t| {
+        let s = t.sequence;
+        [s.first, s.rows, s.past, s.pages, t.head, t.first_row, t.next, 0]
+    });
+    of(&words.collect::<Vec<u32>>())
 }
 
 /// Pages for so many tokens, and their numbers.

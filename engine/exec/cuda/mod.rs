@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::exec::cpu::Progress;
 use crate::kernels::SeqRows;
 use crate::kernels::cpu::rope::RopeTable;
-use crate::kernels::cuda::attention::{Sequence, Tile, list_tiles};
+use crate::kernels::cuda::attention::{Sequence, Tile, TileList, prefill_tile_rows, vision_tile_rows};
 use crate::kernels::cuda::sample::{NO_TOKEN, best_len};
 use crate::kernels::cuda::{self as cuda_kernels, Half, Kernels};
 use crate::sampler::unusable;
@@ -76,11 +76,11 @@ struct Lists {
     /// As words.
     slices: Vec<[u32; 8]>,
     sequences: Vec<Sequence>,
-    tiles: Vec<Tile>,
+    tiles: TileList,
 }
 
 impl Lists {
-    fn new(plan: &Plan) -> Lists {
+    fn new(plan: &Plan, multiprocessors: usize) -> Lists {
         let (options, text, vision) = (&plan.options, &plan.config.text, &plan.config.vision);
         let slices = options.max_patches / vision.patches_per_token();
         let of_vision = (options.max_patches / cuda::ATTENTION_ROWS + slices) * vision.num_heads;
@@ -89,7 +89,7 @@ impl Lists {
         Lists {
             slices: Vec::with_capacity(slices),
             sequences: Vec::with_capacity(slices.max(options.max_seqs)),
-            tiles: Vec::with_capacity(of_vision.max(of_text)),
+            tiles: TileList::with_capacity(of_vision.max(of_text), multiprocessors),
         }
     }
 }
@@ -247,7 +247,7 @@ impl CudaExecutor {
         };
         let sampling = Sampling::new(&gpu, places, max_seqs, vocab)?;
         let mut executor = CudaExecutor {
-            lists: Lists::new(&plan),
+            lists: Lists::new(&plan, multiprocessors),
             waits: waits_for_launches(),
             logits_host: vec![0.0; max_seqs * vocab],
             sampling,
@@ -404,13 +404,15 @@ impl CudaExecutor {
         let page_table = inputs.padded(call.seqs.iter().flat_map(page_row), 0, pages * seqs);
         let logit_index = inputs.padded(call.logit_rows.iter().copied(), 0, logit_rows);
         let Lists { sequences: listed, tiles: work, .. } = &mut self.lists;
-        work.clear();
+        listed.clear();
         if phase == Phase::Prefill {
-            listed.clear();
             listed.extend(described());
-            list_tiles(work, listed, kv_heads, heads / kv_heads);
         }
-        let tiles = inputs.push(work.iter().flat_map(words_of_tile));
+        let group = heads / kv_heads;
+        let tile_rows = prefill_tile_rows(listed, kv_heads, group, self.multiprocessors);
+        work.list(listed, kv_heads, group, tile_rows);
+        work.link(group, self.multiprocessors);
+        let tiles = inputs.push(work.tiles.iter().flat_map(words_of_tile));
         Call {
             rows,
             logit_rows,
@@ -422,7 +424,8 @@ impl CudaExecutor {
             sequences,
             n_sequences: seqs,
             tiles,
-            n_tiles: work.len(),
+            n_tiles: work.tiles.len(),
+            tile_rows,
             page_table,
             logit_index,
             ..Call::default()
@@ -450,8 +453,9 @@ fn words_of_frames([a, b]: [u64; 2], first_patch: u32, (h, w): (u32, u32)) -> [u
     [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32, first_patch, h, w, 0]
 }
 
-fn words_of_tile(t: &Tile) -> [u32; 3] {
-    [t.sequence, t.head, t.first_row]
+fn words_of_tile(t: &Tile) -> [u32; 8] {
+    let [first, rows, past, pages] = words_of(&t.sequence);
+    [first, rows, past, pages, t.head, t.first_row, t.next, 0]
 }
 
 /// Refuses a plan that does not fit, with what would.
@@ -511,7 +515,8 @@ impl Executor for CudaExecutor {
         assert!(patches <= plan.options.max_patches, "{patches} patches in one vision call");
         let last_row = call.first_row + patches / v.patches_per_token();
         assert!(last_row <= plan.options.max_visual_tokens, "{last_row} visual rows");
-        list_tiles(work, sequences, v.num_heads, 1);
+        let tile_rows = vision_tile_rows(sequences, v.num_heads, self.multiprocessors);
+        work.list(sequences, v.num_heads, 1, tile_rows);
         let positions = call
             .slices
             .iter()
@@ -524,10 +529,9 @@ impl Executor for CudaExecutor {
             positions: inputs.push(positions.flatten()),
             slices: inputs.push(slices.iter().flatten().copied()),
             n_slices: slices.len(),
-            sequences: inputs.push(sequences.iter().flat_map(words_of)),
-            n_sequences: sequences.len(),
-            n_tiles: work.len(),
-            tiles: inputs.push(work.iter().flat_map(words_of_tile)),
+            n_tiles: work.tiles.len(),
+            tile_rows,
+            tiles: inputs.push(work.tiles.iter().flat_map(words_of_tile)),
             ..Call::default()
         };
         self.inputs.send(&self.gpu, &mut self.staging)?;

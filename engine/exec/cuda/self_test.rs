@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 
 use half::{bf16, f16};
 use qwenvl_graph::DType;
+use qwenvl_graph::kernel::KV_PAGE_TOKENS;
+use qwenvl_graph::op::Heads;
 
 use super::gpu::{Block, Gpu, failed};
+use super::words_of_tile;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions, Target};
 use crate::error::Result;
 use crate::exec::compare::{compare, unit_roundoff, worst};
-use crate::kernels::cuda::linear::{self, Finish, Linear, Regime, RowOrder, WeightKind, Workspace};
+use crate::kernels::cuda::attention::{FlashAttention, Keys, PREFILL_TILE_ROWS, Sequence, TileList};
+use crate::kernels::cuda::linear::{self, Finish, Kv, Linear, Regime, RowOrder, WeightKind, Workspace};
 use crate::kernels::cuda::repack::{Format, Repack, Source};
 use crate::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
 use crate::kernels::cuda::{Half, Kernels};
@@ -74,6 +78,13 @@ pub fn self_test(ordinal: usize) -> Result<Vec<KernelTest>> {
                 let worst = quantised(&gpu, &kernels, activation, (format, kind), regime, m)?;
                 tests.push(KernelTest { kernel, job, activation, worst });
             }
+        }
+    }
+    for activation in [DType::BF16, DType::F16] {
+        for tile_rows in PREFILL_TILE_ROWS {
+            let job = format!("two prompts in pages, tiles of {tile_rows} rows");
+            let worst = prefill_attention(&gpu, &kernels, activation, tile_rows)?;
+            tests.push(KernelTest { kernel: "paged_prefill", job, activation, worst });
         }
     }
     let worst = sample(&gpu, &kernels)?;
@@ -164,7 +175,7 @@ fn quantised(
     regime: Regime,
     m: usize,
 ) -> Result<f64> {
-    let half = if activation == DType::F16 { Half::F16 } else { Half::BF16 };
+    let half = half_of(activation);
     let (n, k) = (136, 384);
     let (bits, group) = (kind.bits() as usize, kind.group());
     let (per_word, mask) = (32 / bits, (1u32 << bits) - 1);
@@ -180,10 +191,6 @@ fn quantised(
         .collect();
     // Multiples of 1/16 below 8 are exact in both types.
     let x: Vec<f32> = (0..m * k).map(|_| (numbers.next() % 256) as f32 / 16.0 - 8.0).collect();
-    let bits_of = |x: f32| match half {
-        Half::BF16 => bf16::from_f32(x).to_bits(),
-        Half::F16 => f16::from_f32(x).to_bits(),
-    };
     let weight = |row: usize, at: usize| {
         let code = codes[at / per_word * n + row] >> (at % per_word * bits) & mask;
         let zero =
@@ -197,7 +204,7 @@ fn quantised(
     let step = "testing linear layers";
     let send = |words: &[u32]| upload(gpu, step, words);
     let (codes, zeros, scales) = (send(&codes)?, send(&zeros)?, upload(gpu, step, &scales)?);
-    let x = upload(gpu, step, &x.iter().map(|x| bits_of(*x)).collect::<Vec<_>>())?;
+    let x = upload(gpu, step, &encode(half, &x))?;
     let groups = send(&(0..(k / group) as u32).collect::<Vec<_>>())?;
     let records = gpu.block(step, kind.matrix_bytes(n, k) as u64)?;
     let out = gpu.block(step, (2 * m * n) as u64)?;
@@ -241,16 +248,101 @@ fn quantised(
     // SAFETY: the blocks are as large as the shapes say and live until the results are read.
     unsafe { kernels.repack(&gpu.stream, &repack).and_then(|()| kernels.linear(&gpu.stream, &layer)) }
         .map_err(|e| gpu.kernel_error(step, e))?;
-    let mut found = vec![0u16; m * n];
-    gpu.read(step, out.address(), &mut found)?;
-    let found: Vec<f32> = found
-        .iter()
-        .map(|bits| match half {
-            Half::BF16 => bf16::from_bits(*bits).to_f32(),
-            Half::F16 => f16::from_bits(*bits).to_f32(),
-        })
-        .collect();
+    let found = read(gpu, step, half, &out, m * n)?;
     Ok(worst(&found, &expected, n, unit_roundoff(activation) / 3f64.sqrt()))
+}
+
+/// Causal attention of two chunks, one of them after other tokens, over pages that are out of order.
+fn prefill_attention(gpu: &Gpu, kernels: &Kernels, activation: DType, tile_rows: usize) -> Result<f64> {
+    const D: usize = 128;
+    let half = half_of(activation);
+    let heads = Heads { n_heads: 14, n_kv_heads: 2, head_dim: D };
+    let group = heads.n_heads / heads.n_kv_heads;
+    let table = [4u32, 0, 3, 2, 1, 5];
+    let sequences = [
+        Sequence { first: 0, rows: 37, past: 90, pages: 0 },
+        Sequence { first: 37, rows: 65, past: 0, pages: 3 },
+    ];
+    let (width, rows) = (heads.n_heads * D, 37 + 65);
+    let page_len = 2 * heads.n_kv_heads * KV_PAGE_TOKENS * D;
+    // Multiples of 1/64 below 2 are exact in both types.
+    let mut numbers = Numbers(13);
+    let mut random = |n| (0..n).map(|_| (numbers.next() % 256) as f32 / 64.0 - 2.0).collect::<Vec<f32>>();
+    let (q, pages) = (random(rows * width), random(table.len() * page_len));
+
+    let mut expected = vec![0f32; rows * width];
+    for (i, out) in expected.chunks_exact_mut(D).enumerate() {
+        let (row, head) = (i / heads.n_heads, i % heads.n_heads);
+        let s = sequences.iter().rfind(|s| s.first as usize <= row).expect("a sequence of each row");
+        let seen = s.past as usize + row - s.first as usize + 1;
+        // Of a key (`part` 0) or value (1).
+        let stored = |part: usize, token: usize| {
+            let page = table[s.pages as usize + token / KV_PAGE_TOKENS] as usize;
+            let at = (part * heads.n_kv_heads + head / group) * KV_PAGE_TOKENS + token % KV_PAGE_TOKENS;
+            &pages[page * page_len + at * D..][..D]
+        };
+        let score = |token: usize| {
+            let products = q[i * D..][..D].iter().zip(stored(0, token));
+            products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() / (D as f64).sqrt()
+        };
+        let scores: Vec<f64> = (0..seen).map(score).collect();
+        let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for (channel, out) in out.iter_mut().enumerate() {
+            let parts = weights.iter().enumerate().map(|(token, w)| w * f64::from(stored(1, token)[channel]));
+            *out = (parts.sum::<f64>() / total) as f32;
+        }
+    }
+
+    let step = "testing prefill attention";
+    let mut list = TileList::default();
+    list.list(&sequences, heads.n_kv_heads, group, tile_rows);
+    list.link(group, kernels.sm_count() as usize);
+    let words: Vec<u32> = list.tiles.iter().flat_map(words_of_tile).collect();
+    let (tile_list, page_table) = (upload(gpu, step, &words)?, upload(gpu, step, &table)?);
+    let (q, pages) = (upload(gpu, step, &encode(half, &q))?, upload(gpu, step, &encode(half, &pages))?);
+    let out = gpu.block(step, (2 * rows * width) as u64)?;
+    let call = FlashAttention {
+        half,
+        keys: Keys::Paged {
+            q: q.address(),
+            kv: Kv { pages: pages.address(), page_stride: page_len as u64, heads },
+            page_table: page_table.address(),
+        },
+        tiles: tile_list.address(),
+        n_tiles: list.tiles.len(),
+        tile_rows,
+        out: out.address(),
+    };
+    // SAFETY: the blocks are as large as the shapes say and live until the results are read.
+    unsafe { kernels.flash_attention(&gpu.stream, &call) }.map_err(|e| gpu.kernel_error(step, e))?;
+    let found = read(gpu, step, half, &out, rows * width)?;
+    // Weights are rounded, and results.
+    Ok(worst(&found, &expected, D, unit_roundoff(activation) * (2f64 / 3.0).sqrt()))
+}
+
+fn half_of(activation: DType) -> Half {
+    if activation == DType::F16 { Half::F16 } else { Half::BF16 }
+}
+
+fn encode(half: Half, numbers: &[f32]) -> Vec<u16> {
+    let bits = |x: &f32| match half {
+        Half::BF16 => bf16::from_f32(*x).to_bits(),
+        Half::F16 => f16::from_f32(*x).to_bits(),
+    };
+    numbers.iter().map(bits).collect()
+}
+
+/// The first `len` numbers of a block.
+fn read(gpu: &Gpu, step: &str, half: Half, block: &Block, len: usize) -> Result<Vec<f32>> {
+    let mut found = vec![0u16; len];
+    gpu.read(step, block.address(), &mut found)?;
+    let number = |bits: &u16| match half {
+        Half::BF16 => bf16::from_bits(*bits).to_f32(),
+        Half::F16 => f16::from_bits(*bits).to_f32(),
+    };
+    Ok(found.iter().map(number).collect())
 }
 
 /// Rows in every setting: zero if all tokens are those of the host, else infinity.

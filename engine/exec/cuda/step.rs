@@ -35,6 +35,7 @@ pub(super) struct Call {
     pub(super) n_sequences: usize,
     pub(super) tiles: u64,
     pub(super) n_tiles: usize,
+    pub(super) tile_rows: usize,
     pub(super) page_table: u64,
     pub(super) logit_index: u64,
     /// Slices with their frames, of a vision call.
@@ -244,9 +245,9 @@ impl Steps<'_> {
                     let attention = FlashAttention {
                         half,
                         keys: Keys::Vision { qkv: input(0), n_heads: *n_heads },
-                        sequences: call.sequences,
                         tiles: call.tiles,
                         n_tiles: call.n_tiles,
+                        tile_rows: call.tile_rows,
                         out,
                     };
                     kernels.flash_attention(stream, &attention)
@@ -272,9 +273,9 @@ impl Steps<'_> {
                     let attention = FlashAttention {
                         half,
                         keys: Keys::Paged { q: input(0), kv, page_table: call.page_table },
-                        sequences: call.sequences,
                         tiles: call.tiles,
                         n_tiles: call.n_tiles,
+                        tile_rows: call.tile_rows,
                         out,
                     };
                     kernels.flash_attention(stream, &attention)
