@@ -154,20 +154,27 @@ template <int LANES, int N> __device__ __forceinline__ float row_sum(float (&sum
 struct Turn {
     float cos, sin;
 };
-// The angles of N neighbouring pairs from `pair` on for row `row`: N, `pair` and the ends of axes are even. Positions
-// first, then all angles, two to a load.
-template <int N> __device__ __forceinline__ void turns(Turn (&by)[N], const QwenvlRope &rope, u32 row, u32 pair) {
-    u32 position[3];
+// The position of a row along each axis.
+struct Positions {
+    u32 of[3];
+};
+__device__ __forceinline__ Positions positions(const QwenvlRope &rope, u32 row) {
+    Positions position;
 #pragma unroll
     for (u32 axis = 0; axis < 3; axis++) {
-        position[axis] = rope.positions[row * rope.axes + min(axis, rope.axes - 1)];
+        position.of[axis] = rope.positions[row * rope.axes + min(axis, rope.axes - 1)];
     }
+    return position;
+}
+// The angles of N neighbouring pairs from `pair` on, two to a load: N, `pair` and the ends of axes are even.
+template <int N>
+__device__ __forceinline__ void turns(Turn (&by)[N], const QwenvlRope &rope, const Positions &position, u32 pair) {
 #pragma unroll
     for (u32 i = 0; i < N; i += 2) {
         u32 at = pair + i;
         u32 axis = at < rope.axis_end[0] ? 0 : at < rope.axis_end[1] ? 1 : 2;
         u32 start = axis == 0 || !rope.restart ? 0 : axis == 1 ? rope.axis_end[0] : rope.axis_end[1];
-        u32 place = axis == 0 ? position[0] : axis == 1 ? position[1] : position[2];
+        u32 place = axis == 0 ? position.of[0] : axis == 1 ? position.of[1] : position.of[2];
         float4 two = reinterpret_cast<const float4 *>(rope.angles)[(place * rope.columns + (at - start)) / 2];
         by[i].cos = two.x, by[i].sin = two.y;
         by[i + 1].cos = two.z, by[i + 1].sin = two.w;

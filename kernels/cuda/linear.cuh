@@ -62,7 +62,7 @@ struct LinearConfig {
     static constexpr u32 TOTAL_BYTES = PREFILL && W::GROUPED ? PAIRS * 2 * NT * 4 * THREADS * 4 : 0;
     // The epilogue: tiles of 8 rows in a round; 16 floats for a tile and row, padded against bank conflicts. It may lie
     // where the sums of slices were.
-    static constexpr int STEP = PREFILL && PAIRS == 1 ? 2 : 1;
+    static constexpr int STEP = PAIRS == 1 && NT > 1 && RING_BYTES <= MOST_SHARED_BYTES - (22 << 10) ? 2 : 1;
     static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
     static constexpr u32 FINISH_BYTES = 8 * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
@@ -407,12 +407,20 @@ template <class C> struct Linear {
     // A warp's sums go through its own piece of shared memory, so that a lane gets 8 neighbouring outputs of a row: rows
     // leave in pieces of 16 bytes. Rounds are a loop, for the sake of the size of the code: the sums move up instead.
     __device__ __forceinline__ void finish(Accumulators &sums, u32 strip, u32 m0) const {
-        constexpr int STEP = C::STEP, SPAN = 8 * STEP; // tiles and rows of X in a round
-        float *stage = reinterpret_cast<float *>(smem + C::FINISH_AT) + warp * (PAIRS * 2 * SPAN * C::FINISH_STRIDE);
-        u32 tile = strip * (C::OUTPUTS / 16) + warp_n * PAIRS * 2 + lane / SPAN;
+        constexpr int STEP = C::STEP, SPAN = 8 * STEP, LANES = PAIRS * 2 * SPAN; // tiles and rows of a round
+        float *stage = reinterpret_cast<float *>(smem + C::FINISH_AT) + warp * (LANES * C::FINISH_STRIDE);
+        const bool works = LANES >= 32 || lane < LANES;
+        auto row = [&](int tile) { // of this lane
+            return works ? m0 + warp_m * NT * 8 + tile_of(tile + lane % SPAN / 8) * 8 + lane % 8 : p.m;
+        };
+        const Outputs of = outputs(p, strip * (C::OUTPUTS / 16) + warp_n * PAIRS * 2 + lane / SPAN);
+        Place place;
+        load_place(place, p, row(0));
 #pragma unroll 1
-        for (int round = 0; round < NT / STEP; round++) {
-            if (round > 0) __syncwarp(); // all have read the round before
+        for (int tile = 0; tile < NT; tile += STEP) {
+            float y[2][8] = {};
+            add_bias(y, p, of); // loaded while the sums go through shared memory
+            if (tile > 0) __syncwarp(); // all have read the round before
 #pragma unroll
             for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
                 int at = i / (4 * NT), step = i / 4 % NT, e = i % 4;
@@ -423,31 +431,29 @@ template <class C> struct Linear {
                     sums[at / 2][at % 2][step - STEP][e] = x;
                 }
             }
+            Place next = place;
+            if (tile + STEP < NT) {
+                load_place(next, p, row(tile + STEP));
+            }
             __syncwarp();
-            if (lane < PAIRS * 2 * SPAN) {
-                const float4 *from = reinterpret_cast<const float4 *>(stage + lane * C::FINISH_STRIDE);
-                float y[2][8];
+            if (works) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float4 v = from[i];
-                    y[i / 2][i % 2 * 4] = v.x;
-                    y[i / 2][i % 2 * 4 + 1] = v.y;
-                    y[i / 2][i % 2 * 4 + 2] = v.z;
-                    y[i / 2][i % 2 * 4 + 3] = v.w;
-                }
-                u32 row = round * SPAN + lane % SPAN;
-                u32 m = m0 + warp_m * NT * 8 + tile_of(row / 8) * 8 + row % 8;
-                switch (p.epilogue) {
-                case QWENVL_STORE_F32: finish_run<T, QWENVL_STORE_F32>(p, y[0], y[1], m, tile); break;
-                case QWENVL_STORE: finish_run<T, QWENVL_STORE>(p, y[0], y[1], m, tile); break;
-                case QWENVL_QUICK_GELU: finish_run<T, QWENVL_QUICK_GELU>(p, y[0], y[1], m, tile); break;
-                case QWENVL_GELU: finish_run<T, QWENVL_GELU>(p, y[0], y[1], m, tile); break;
-                case QWENVL_RESIDUAL: finish_run<T, QWENVL_RESIDUAL>(p, y[0], y[1], m, tile); break;
-                case QWENVL_SWIGLU: finish_run<T, QWENVL_SWIGLU>(p, y[0], y[1], m, tile); break;
-                case QWENVL_ROPE: finish_run<T, QWENVL_ROPE>(p, y[0], y[1], m, tile); break;
-                default: finish_run<T, QWENVL_ROPE_KV>(p, y[0], y[1], m, tile);
+                for (int h = 0; h < 2; h++) {
+                    add_eight(y[h], stage + lane * C::FINISH_STRIDE + h * 8);
                 }
             }
+            u32 m = row(tile);
+            switch (p.epilogue) {
+            case QWENVL_STORE_F32: finish_run<T, QWENVL_STORE_F32>(p, y, m, of, place); break;
+            case QWENVL_STORE: finish_run<T, QWENVL_STORE>(p, y, m, of, place); break;
+            case QWENVL_QUICK_GELU: finish_run<T, QWENVL_QUICK_GELU>(p, y, m, of, place); break;
+            case QWENVL_GELU: finish_run<T, QWENVL_GELU>(p, y, m, of, place); break;
+            case QWENVL_RESIDUAL: finish_run<T, QWENVL_RESIDUAL>(p, y, m, of, place); break;
+            case QWENVL_SWIGLU: finish_run<T, QWENVL_SWIGLU>(p, y, m, of, place); break;
+            case QWENVL_ROPE: finish_run<T, QWENVL_ROPE>(p, y, m, of, place); break;
+            default: finish_run<T, QWENVL_ROPE_KV>(p, y, m, of, place);
+            }
+            place = next;
         }
     }
 

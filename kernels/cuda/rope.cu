@@ -18,7 +18,7 @@ template <class T> __device__ __forceinline__ void rotate(const QwenvlRotate &p,
     const u32 at_once = THREADS / half, first = threadIdx.x / half, pair = threadIdx.x % half;
     if (first < at_once) {
         Turn by[4];
-        turns(by, p.rope, row, 4 * pair);
+        turns(by, p.rope, positions(p.rope, row), 4 * pair);
         for (u32 head = first; head < heads; head += at_once) {
             const u32 low = head * 2 * half + pair, high = low + half;
             const uint2 a = x[low], b = x[high];

@@ -44,8 +44,10 @@ pub(super) struct Size {
 
 /// What a launch costs beside its work: 1.3 µs between kernels, 1.5 µs to fill and drain.
 const LAUNCH: f64 = 1.7;
-/// What it costs to join runs: their sums go through L2, those of a strip to the last block that comes.
-const JOIN: f64 = 2.0;
+/// What the end of a block's tile costs, while nothing is multiplied.
+const EPILOGUE: f64 = 2.0;
+/// Adding a run to those before it: 64 KiB from L2 to the one block that joins a strip.
+const JOIN: f64 = 0.4;
 /// Reading weights of 16 bits from memory, where there are few rows.
 const MEMORY: f64 = 2.2;
 /// A narrow tile has a quarter of the work, at half of the rate: shared memory sets it.
@@ -94,17 +96,19 @@ impl Rows {
     fn wide(&self, size: &Size, tiles: usize) -> f64 {
         let blocks = size.n.div_ceil(STRIP) * tiles;
         let rounds = blocks.div_ceil(self.sm_count);
-        let work = (rounds * size.k.div_ceil(GROUP) * self.wide) as f64 / 64.0;
+        let work = rounds as f64 * (size.k.div_ceil(GROUP) as f64 + EPILOGUE) * self.wide as f64 / 64.0;
         if tiles == 0 { 0.0 } else { work + LAUNCH }
     }
 
     fn runs(&self, size: &Size, rows: usize) -> f64 {
-        let units = size.n.div_ceil(STRIP) * size.k.div_ceil(GROUP);
+        let strips = size.n.div_ceil(STRIP);
+        let units = strips * size.k.div_ceil(GROUP);
+        let runs_of_strip = 1.0 + size.n_runs as f64 / strips as f64;
         let (longest, least) =
             (units.div_ceil(size.n_runs) as f64, MEMORY * f64::from(size.kind.bits()) / 16.0);
         let launch = |rows: usize| {
             let work = small_rows(rows) as f64 / 64.0;
-            work.max(least) * longest + LAUNCH + JOIN * work
+            work.max(least) * longest + LAUNCH + work * (EPILOGUE + JOIN * runs_of_strip)
         };
         let (whole, rest) = (rows / self.run, rows % self.run);
         whole as f64 * launch(self.run) + if rest == 0 { 0.0 } else { launch(rest) }
@@ -113,6 +117,6 @@ impl Rows {
     fn narrow(&self, size: &Size, rows: usize) -> f64 {
         let blocks = size.n.div_ceil(NARROW_OUTPUTS) * rows.div_ceil(self.narrow);
         let rounds = (blocks as f64 / self.sm_count as f64).max(1.0);
-        rounds * size.k.div_ceil(GROUP) as f64 * NARROW + LAUNCH
+        rounds * (size.k.div_ceil(GROUP) as f64 + EPILOGUE) * NARROW + LAUNCH
     }
 }

@@ -250,8 +250,8 @@ impl Shapes<'_> {
                 weights: n as f64 * k as f64,
                 weight_bytes,
                 other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-                // Blocks are alike.
-                blocks: (m > 128).then_some(2),
+                // Blocks are alike, but for those that join runs.
+                blocks: (m > 16 && (m * n) as f64 * k as f64 > 10e9).then_some(2),
                 imbalance: None,
                 parts: Vec::new(),
             }
