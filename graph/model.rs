@@ -56,11 +56,11 @@ pub const DESIGN: Rates = Rates {
 
 /// What the simulator's model of an A100 80 GB (`tools/cudasim/MODEL.md`, itself good for 15 to 40 %) makes of the
 /// kernels as they are: lines through the times of `benches/kernels_cuda.txt`, and 1.3 µs from node to node of a
-/// graph. In µs, one row: 72B int4 norm and qkv 28.2, o 22.8, norm, gate and up 152.8, down 77.5; heads of 72B and
-/// 2B 1449 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.6, 11.6, 16.5, 36.1 and 74.2; a
-/// norm of 8,192 columns 2.7. At 2,048 rows 0.72 to 0.82 of the matrix peak for 7B and 72B; prefill attention of 2,048
-/// tokens, every block of it run, 0.69 to 0.73, after 4,096 others 0.64 to 0.71; vision attention 0.79. The lines
-/// reproduce the decode times within 6 %.
+/// graph. In µs, one row: 72B int4 norm and qkv 28.4, o 22.9, norm, gate and up 153.5, down 77.5; heads of 72B and
+/// 2B 1449 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.5, 11.6, 16.5, 36.0 and 74.1; a
+/// norm of 8,192 columns 2.7. At 2,048 rows 0.75 to 0.84 of the matrix peak for 7B and 72B; prefill attention of 2,048
+/// tokens 0.69 to 0.74, after 4,096 others 0.65 to 0.76; vision attention 0.80. The lines reproduce the decode times
+/// within 6 %.
 pub const SIMULATED: Rates = Rates {
     launch_s: 3.6e-6,
     linear_launch_s: 3.3e-6,
