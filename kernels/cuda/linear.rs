@@ -322,24 +322,31 @@ impl Kernels {
 
     /// The kernels that [`Kernels::linear`] launches for a layer, with their rows. Addresses play no part.
     pub fn tiles(&self, l: &Linear) -> impl Iterator<Item = (Tile, Range<usize>)> + use<> {
-        let run = self.run_rows(l.kind, l.half);
+        let run = self.tile_rows(l.kind, l.half, Tile::Run);
         let shares = match l.regime {
             Regime::SmallM => Shares { wide: 0, rest: Tile::Run, step: run, m: l.m },
             Regime::Prefill => {
-                let of = |tile: &str| {
-                    self.function(&name!("{}_{}_{tile}", kernel(l.kind), l.half.name())).config[1] as usize
-                };
-                let narrow = if l.kind == WeightKind::Dense { of("narrow") } else { 0 };
-                let rows = Rows { sm_count: self.sm_count as usize, run, wide: of("prefill"), narrow };
+                let wide = self.tile_rows(l.kind, l.half, Tile::Wide);
+                let is_dense = l.kind == WeightKind::Dense;
+                let narrow = if is_dense { self.tile_rows(l.kind, l.half, Tile::Narrow) } else { 0 };
+                let rows = Rows { sm_count: self.sm_count as usize, run, wide, narrow };
                 rows.share(&Size { kind: l.kind, n: l.n, k: l.k, n_runs: l.n_runs }, l.m)
             }
         };
         shares.launches()
     }
 
-    /// Rows that [`Tile::Run`] takes: [`RUN_ROWS`], or fewer where shared memory is small.
-    pub fn run_rows(&self, kind: WeightKind, half: Half) -> usize {
-        self.function(&name!("{}_{}_m64", kernel(kind), half.name())).config[1] as usize
+    /// Rows of a tile, of [`Tile::Run`] the most: [`RUN_ROWS`], or fewer where shared memory is small.
+    ///
+    /// # Panics
+    /// If weights of that kind have no such tile.
+    pub fn tile_rows(&self, kind: WeightKind, half: Half, tile: Tile) -> usize {
+        let name = match tile {
+            Tile::Run => "m64",
+            Tile::Wide => "prefill",
+            Tile::Narrow => "narrow",
+        };
+        self.function(&name!("{}_{}_{name}", kernel(kind), half.name())).config[1] as usize
     }
 
     /// Rows that [`Kernels::linear_of_norm`] takes.

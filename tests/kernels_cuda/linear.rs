@@ -144,7 +144,7 @@ fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
                 let exact = r::matmul(&values(half, &x), &packed.weights, 100, n, k);
                 for m in [1, 2, 3, 5, 8, 15, 16, 17, 33, 64, 100] {
                     for tile in tiles(packed.kind) {
-                        if tile == RUN && m > gpu().kernels.run_rows(packed.kind, half) {
+                        if tile == RUN && m > gpu().kernels.tile_rows(packed.kind, half, Tile::Run) {
                             continue;
                         }
                         let launch = Launch { half, tile, packed: &packed, bias: None, n_runs };
@@ -182,7 +182,7 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
                 for i in 0..33 {
                     alone.extend(run(RUN, i..i + 1));
                 }
-                let most_of_run = gpu().kernels.run_rows(packed.kind, half);
+                let most_of_run = gpu().kernels.tile_rows(packed.kind, half, Tile::Run);
                 for m in [2, 7, 8, 9, 16, 17, 31, 32, 33].into_iter().filter(|m| *m <= most_of_run) {
                     assert_eq!(run(RUN, 0..m), alone[..m * n], "{format:?} {half:?} m={m} runs={n_runs}");
                 }
@@ -267,7 +267,10 @@ fn rows_of_prompts_go_to_as_few_rounds_of_blocks_as_there_can_be() {
                     let mut end = 0;
                     for (tile, rows) in &launches {
                         assert!(rows.start == end && rows.end > end, "{kind:?} {m}x{n}x{k}: {launches:?}");
-                        assert!(*tile != Tile::Run || rows.len() <= kernels.run_rows(kind, Half::BF16));
+                        assert!(
+                            *tile != Tile::Run
+                                || rows.len() <= kernels.tile_rows(kind, Half::BF16, Tile::Run)
+                        );
                         assert!(*tile != Tile::Run || kind != WeightKind::Dense, "{launches:?}");
                         end = rows.end;
                     }
@@ -434,7 +437,7 @@ fn a_head_in_the_other_type_gives_the_bits_of_weights_that_were_rounded() {
             let kept = pack(other, &stored, RowOrder::Plain);
             stored[0].format.kind = WeightKind::Dense;
             let rounded = pack(half, &stored, RowOrder::Plain);
-            let most = gpu().kernels.run_rows(WeightKind::Cast, half);
+            let most = gpu().kernels.tile_rows(WeightKind::Cast, half, Tile::Run);
             let x = normals(&mut rng, half, most * k);
             for m in [1, 2, 8, 9, 17, 33, most] {
                 let bits = |packed| {

@@ -1,11 +1,13 @@
 //! Every kernel at the sizes of the published models: for `report.rs`, and for `benches/kernels_cuda.rs`.
 
+use std::ops::Range;
+
 use cudarc::driver::{CudaStream, result};
 use qwenvl::kernels::cuda::attention::{
     self, FlashAttention, Keys, PagedAttention, Sequence, TileList, partials_bytes,
 };
 use qwenvl::kernels::cuda::linear::{
-    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, WeightKind, Workspace,
+    self, Finish, Kv, Linear, Normalised, Regime, Rope, RopePairs, RowOrder, Tile, WeightKind, Workspace,
 };
 use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify, Table};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
@@ -151,14 +153,13 @@ impl Shapes<'_> {
         for model in &MODELS[1..] {
             self.layer(model, Int8, Prefill, 2048);
             self.layer(model, Dense, Prefill, 2048);
-            for m in [48, 512] {
-                self.layer(model, Dense, Prefill, m);
-            }
+        }
+        for m in [48, 512] {
+            self.layer(&MODELS[1], Int4, Prefill, m);
+            self.layer(&MODELS[1], Dense, Prefill, m);
         }
         for model in &MODELS {
-            for m in [48, 128, 512] {
-                self.layer(model, Int4, Prefill, m);
-            }
+            self.layer(model, Int4, Prefill, 128);
             for (tokens, past) in [(512, 0), (1024, 0), (2048, 0), (6144, 0), (2048, 4096)] {
                 self.prefill_attention(model, tokens, past);
             }
@@ -241,7 +242,7 @@ impl Shapes<'_> {
         let weight_bytes = kind.matrix_bytes(n, k) as f64;
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
         let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
-        let of_rows = |name: String, m: usize| {
+        let of_rows = |name: String, tile: Tile, m: usize| {
             let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
             Case {
                 name,
@@ -250,9 +251,15 @@ impl Shapes<'_> {
                 weights: n as f64 * k as f64,
                 weight_bytes,
                 other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-                // Blocks are alike, but for those that join runs.
-                blocks: (m > 16 && (m * n) as f64 * k as f64 > 10e9).then_some(2),
-                imbalance: None,
+                // Blocks are alike, but for those that join runs and those that have a tile less.
+                blocks: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some(2),
+                imbalance: (tile == Tile::Wide).then(|| {
+                    let tiles = n.div_ceil(256) * m.div_ceil(self.kernels.tile_rows(kind, BF16, tile));
+                    let blocks = tiles.min(self.kernels.sm_count() as usize);
+                    let of_block = |block: usize| (tiles - block).div_ceil(blocks) as f64;
+                    // The two that are run: the first and the one in the middle.
+                    2.0 * of_block(0) / (of_block(0) + of_block(blocks / 2))
+                }),
                 parts: Vec::new(),
             }
         };
@@ -274,12 +281,11 @@ impl Shapes<'_> {
             finish: Finish::Store,
             workspace: Workspace { partials: 0, arrivals: 0 },
         };
-        let parts: Vec<Case> = self
-            .kernels
-            .tiles(&layer)
-            .map(|(_, rows)| of_rows(format!("{name} rows {rows:?}"), rows.len()))
-            .collect();
-        let case = Case { parts: if parts.len() > 1 { parts } else { Vec::new() }, ..of_rows(name, m) };
+        let tiles: Vec<_> = self.kernels.tiles(&layer).collect();
+        let part =
+            |(tile, rows): &(Tile, Range<usize>)| of_rows(format!("{name} rows {rows:?}"), *tile, rows.len());
+        let parts = if tiles.len() > 1 { tiles.iter().map(part).collect() } else { Vec::new() };
+        let case = Case { parts, ..of_rows(name.clone(), tiles[0].0, m) };
         self.case(case, |kernels| {
             let out = memory(m * n * 4);
             let (order, finish) = match what {
