@@ -1,5 +1,5 @@
-//! Which kernels the rows of a linear layer go to. Kernels of one [`super::linear::Regime`] give the same bits, so that the choice is
-//! one of speed: of as few rounds of blocks as there can be, and all of them full.
+//! Which kernels the rows of a linear layer go to. Kernels of one [`super::linear::Regime`] give the same bits, so that
+//! the choice is one of speed: of as few rounds of blocks as there can be, and all of them full.
 
 use std::ops::Range;
 

@@ -30,7 +30,7 @@ const FLOPS_PER_US: f64 = 312e6;
 /// Between kernels of a graph.
 const GAP_US: f64 = 1.3;
 /// Of the column of names.
-const WIDTH: usize = 44;
+const WIDTH: usize = 51;
 
 /// The cases of which so many blocks are run, launched or not.
 fn cases(blocks: Option<u32>, launch: bool) -> Vec<Case> {
