@@ -127,7 +127,7 @@ fn rows_of_one_sign_lose_no_more_than_the_offset_of_codes_explains() {
 }
 
 #[test]
-fn linears_match_float64_for_every_ragged_m_in_both_regimes() {
+fn linears_match_float64_for_every_ragged_m_in_every_tile() {
     let mut rng = Rng(2);
     for half in HALVES {
         for format in tested(FORMATS.into_iter().chain([dense(half)])) {

@@ -260,7 +260,7 @@ fn the_table_of_kernels_keeps_its_promises() {
         let columns: Vec<&str> = rest.split_whitespace().collect();
         let [_, _, _, _, spills, _, _, _, _, conflicts, weights, ..] = columns[..] else { panic!("{line}") };
         assert_eq!(spills, "0", "{name}");
-        // Pictures become patches once in a request; that kernel is not tuned.
+        // How bytes of a picture fall on the banks of the table is up to the picture.
         assert!(conflicts == "0.00" || name.starts_with("patchify"), "{name}: {conflicts} % of conflicts");
         let weights: Option<f64> = weights.parse().ok();
         assert!(weights.is_none_or(|w| w <= 1.03), "{name}: weights are read {weights:?} times");
