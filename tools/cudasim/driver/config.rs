@@ -26,8 +26,8 @@ pub struct Config {
     pub counters: bool,
     /// `CUDASIM_THREADS`: host threads that execute CTAs; all cores by default.
     pub threads: Option<usize>,
-    /// `CUDASIM_SAMPLE`: execute at most about this many CTAs of a launch and scale the counters.
-    pub sample_ctas: Option<u64>,
+    /// `CUDASIM_SAMPLE`: execute only some CTAs of a launch and scale the counters.
+    pub sample: Option<Sampling>,
     /// `CUDASIM_ORDER`: `late` defers work until something waits for it, as a slow card would.
     pub late: bool,
     /// `CUDASIM_DRIVER`: version that `cuDriverGetVersion` tells, such as `12.4`; newer PTX is refused.
@@ -55,7 +55,7 @@ impl Default for Config {
             checks: vec!["all".to_owned()],
             counters: true,
             threads: None,
-            sample_ctas: None,
+            sample: None,
             late: false,
             driver: (13, 0),
             report: None,
@@ -135,7 +135,7 @@ impl Config {
             counters: self.counters,
             max_reports: self.max_reports,
             threads: self.threads.unwrap_or(usual.threads),
-            sample: self.sample_ctas.map(Sampling::Even),
+            sample: self.sample,
             ..usual
         })
     }
@@ -178,8 +178,12 @@ impl Config {
                 self.threads = Some(threads.ok_or("a number from 1 to 1024")?);
             }
             "sample" => {
-                let ctas = value.parse().ok().filter(|n| *n > 0);
-                self.sample_ctas = Some(ctas.ok_or("a number of CTAs")?);
+                let (sampling, ctas): (fn(u64) -> Sampling, _) = match value.strip_prefix("first:") {
+                    Some(ctas) => (Sampling::First, ctas),
+                    None => (Sampling::Even, value),
+                };
+                let ctas = ctas.parse().ok().filter(|n| *n > 0);
+                self.sample = Some(sampling(ctas.ok_or("a number of CTAs, or first: and a number")?));
             }
             "order" => {
                 self.late = match value {

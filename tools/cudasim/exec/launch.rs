@@ -67,6 +67,8 @@ pub struct Launch<'a> {
 pub enum Sampling {
     /// About this many CTAs, evenly spread over the grid, with the first and the last.
     Even(u64),
+    /// The first so many: of kernels whose CTAs wait for earlier ones.
+    First(u64),
 }
 
 /// How to run it.

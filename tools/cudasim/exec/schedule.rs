@@ -71,7 +71,8 @@ pub fn run(launch: &Launch, memory: &GlobalMemory, options: &ExecOptions) -> Out
     let l = Launching::new(launch, memory, options, total as u32, dynamic_base, workspace);
     memory.begin_launch();
     let ctas = l.ctas();
-    let sample = options.sample.map(|Sampling::Even(n)| n.clamp(1, ctas)).filter(|&n| n < ctas);
+    let sample = options.sample.map(|(Sampling::Even(n) | Sampling::First(n))| n.clamp(1, ctas));
+    let sample = sample.filter(|&n| n < ctas);
     let to_run = sample.unwrap_or(ctas);
     let threads = options.threads.clamp(1, 256).min(usize::try_from(to_run).unwrap_or(256));
     let turns: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
@@ -157,7 +158,7 @@ enum CtaStop {
 impl Workers<'_, '_> {
     /// Index in the grid of the k-th CTA to run.
     fn linear(&self, k: u64) -> u64 {
-        if self.to_run == self.ctas || self.to_run < 2 {
+        if self.to_run < 2 || !matches!(self.l.options.sample, Some(Sampling::Even(_))) {
             return k;
         }
         (u128::from(k) * u128::from(self.ctas - 1) / u128::from(self.to_run - 1)) as u64

@@ -414,4 +414,5 @@ fn distinct_sectors_of_a_sample_are_those_of_the_whole_grid() {
     let whole = run(None);
     assert_eq!((whole.0, whole.1), (32, 3000 * 8));
     assert_eq!(run(Some(Sampling::Even(30))), whole);
+    assert_eq!(run(Some(Sampling::First(30))), whole);
 }
