@@ -125,6 +125,18 @@ pub fn n_runs(n: usize, k: usize, multiprocessors: usize) -> usize {
     multiprocessors.min(n.div_ceil(STRIP) * k.div_ceil(RECORD))
 }
 
+/// Bytes of sums that the blocks of a linear layer leave for others, f32: of a run at most two parts of strips that other
+/// runs share; of a tile of a prompt that two blocks share no more.
+pub fn linear_partials_bytes(multiprocessors: usize) -> usize {
+    2 * multiprocessors * SMALL_ROWS * STRIP * 4
+}
+
+/// Words of u32 in which the blocks of a linear layer of so many outputs say that their sums are there: one for each strip
+/// or block.
+pub fn linear_arrivals(outputs: usize, multiprocessors: usize) -> usize {
+    outputs.div_ceil(STRIP).max(2 * multiprocessors)
+}
+
 /// Splits of a long sequence in decode attention: one sequence has a block for each multiprocessor. Part of the numeric
 /// contract.
 pub fn decode_splits(kv_heads: usize, multiprocessors: usize) -> usize {
@@ -155,7 +167,7 @@ pub struct Workspace {
     pub frames: Range<u64>,
     /// What the host sends for a call: ids, positions, tables.
     pub inputs: Range<u64>,
-    /// Sums of runs that share a strip, f32.
+    /// Sums of linear layers that blocks leave for others, f32.
     pub partials: Range<u64>,
     /// Partial results of decode attention, f32.
     pub attention: Range<u64>,
@@ -205,9 +217,6 @@ impl Workspace {
         let (t, v) = (&config.text, &config.vision);
         let (heads, kv_heads) = (t.num_attention_heads, t.num_key_value_heads);
         let chunk = options.prefill_chunk_tokens.min(options.context_tokens);
-        // Runs: of generated tokens and, of integer weights, of prompts too.
-        let prompt_rows = if config.quantization == Quantization::None { 0 } else { chunk };
-        let rows = options.max_seqs.max(prompt_rows).min(SMALL_ROWS);
         let mut at = 0u64;
         let mut take = |bytes: usize| {
             let start = at;
@@ -223,11 +232,11 @@ impl Workspace {
             + 64;
         let splits = options.context_tokens.div_ceil(DECODE_SPLIT_TOKENS);
         let splits = splits.min(decode_splits(kv_heads, multiprocessors));
-        let strips = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
-            Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>().div_ceil(STRIP)),
+        let outputs = graphs.iter().flat_map(|g| &g.nodes).filter_map(|node| match &node.op {
+            Op::Linear { parts, .. } => Some(parts.iter().map(|p| p.n).sum::<usize>()),
             _ => None,
         });
-        let strips = strips.max().unwrap_or(0);
+        let outputs = outputs.max().unwrap_or(0);
         let places = graphs[1].nodes.iter().filter_map(|node| match &node.op {
             Op::Linear { parts, k, .. } if is_quantised(graphs[1], parts[0].weight) => {
                 let sorts = sorts_inputs(config.quantization, *k);
@@ -243,10 +252,9 @@ impl Workspace {
                 options.max_patches * v.patch_size * v.patch_size * v.in_channels * v.temporal_patch_size,
             ),
             inputs: take(4 * words.max(vision_words)),
-            // A run has at most two parts of strips that others share.
-            partials: take(2 * multiprocessors * rows.next_power_of_two().max(8) * STRIP * 4),
+            partials: take(linear_partials_bytes(multiprocessors)),
             attention: take(options.max_seqs * heads * splits * (t.head_dim() + 2) * 4),
-            arrivals: take(4 * strips.max(options.max_seqs * kv_heads)),
+            arrivals: take(4 * linear_arrivals(outputs, multiprocessors).max(options.max_seqs * kv_heads)),
             sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
             scores: take(options.max_seqs * t.vocab_size * 4),
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),

@@ -9,8 +9,9 @@
 //         taken as multiples of 2⁻²⁴. Σ X of a row and group is a tree (`row_sum`), the same in every kernel. What is lost
 //         where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷ of a typical output.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
-//         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (whole strips per CTA) of 4- and 8-bit
-//         weights give the same bits, and so do the two prefill kernels of 16-bit weights; no row's bits depend on m.
+//         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (tiles of all inputs) of 4- and 8-bit
+//         weights give the same bits, and so do the three prefill kernels of 16-bit weights; no row's bits depend on m,
+//         nor on where a tile of a prompt is cut in two (`tile_from`).
 // layout  the transposed problem: weights are the A operand (16 outputs x 16 inputs), rows of X the B operand.
 //         Weights lie in records of 128 outputs x 128 inputs, those of the first outputs first, in the order in which
 //         lanes of a warp load them, 16 bytes at a time. Output n, input k of a record, lane = 4·(n%8) + (k%32)/8:
@@ -29,7 +30,9 @@
 //         while the first weights come in, each CTA normalises the rows and keeps them in shared memory for all stages.
 // launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
 //         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X, the scales, and the
-//         sums of rows that other warps found in the stage before, whose groups are added after it.
+//         sums of rows that other warps found in the stage before, whose groups are added after it. Prefill CTAs have
+//         equal shares of the inputs of all tiles, cut in the middle of tiles; the sums of such a tile are handed on
+//         from one CTA to the next (after Osama et al., "Stream-K", arXiv 2301.03598, which adds them up instead).
 // needs   k % 8 == 0; a place along k that stands for no input weighs nothing (repack.cu) or has zeros in X; rows of X
 //         beyond m add nothing to others; inputs beyond k are read as zeros; n beyond the last row not stored.
 // bytes   weights once per 64 rows (wide tiles of 16-bit weights: 128) through L2, X once per strip through L2. Which
@@ -42,16 +45,17 @@
 
 // T elements, W weights, WARPS_N warps along the outputs of a strip (the rest along m), NT tiles of 8 rows per warp, KB
 // blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of f32 that are
-// normalised, at most so many, OUTPUTS of a strip.
-template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0, int OUTPUTS_ = 256>
+// normalised, at most so many, OUTPUTS of a strip, WARPS of a CTA.
+template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0, int OUTPUTS_ = 256,
+          int WARPS_ = 8>
 struct LinearConfig {
     using T = T_;
     using W = W_;
     static constexpr int WARPS_N = WARPS_N_, NT = NT_, KB = KB_, STAGES = STAGES_;
     static constexpr bool PREFILL = PREFILL_;
-    static constexpr int NORM = NORM_, OUTPUTS = OUTPUTS_;
+    static constexpr int NORM = NORM_, OUTPUTS = OUTPUTS_, WARPS = WARPS_, THREADS = WARPS * 32;
     static constexpr int STRIP_PAIRS = OUTPUTS / 32, PAIRS = STRIP_PAIRS / WARPS_N; // of tiles: of a strip, of a warp
-    static constexpr int ROWS = NORM > 0 ? NORM : 8 / WARPS_N * NT * 8; // rows of X per CTA
+    static constexpr int ROWS = NORM > 0 ? NORM : WARPS / WARPS_N * NT * 8; // rows of X per CTA
     static constexpr u32 WEIGHT_BYTES = STRIP_PAIRS * KB * W::VECTORS * 512;
     static constexpr u32 TAIL_BYTES = 2 * W::TAIL;
     static constexpr u32 X_BYTES = NORM > 0 ? 0 : ROWS * KB * 64; // of a stage
@@ -64,7 +68,7 @@ struct LinearConfig {
     // where the sums of slices were.
     static constexpr int STEP = PAIRS == 1 && NT > 1 && RING_BYTES <= MOST_SHARED_BYTES - (22 << 10) ? 2 : 1;
     static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
-    static constexpr u32 FINISH_BYTES = 8 * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
+    static constexpr u32 FINISH_BYTES = WARPS * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
     // Of LIFTED weights the sums over inputs of each row of X and group: of two stages in turn, or of all normalised rows.
     static constexpr u32 SUMS_AT = ARRIVED_AT + 16;
@@ -75,24 +79,25 @@ struct LinearConfig {
     // Normalised rows of all inputs: two of them lie in different halves of the banks.
     static constexpr u32 ROWS_AT = SUMS_AT + SUMS_BYTES, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
-    // Kernels for few rows keep to half of the registers.
-    static constexpr int BLOCKS = NT <= 2 ? 2 : 1;
+    // Kernels for few rows and for small tiles keep to half of the registers.
+    static constexpr int BLOCKS = NT <= 2 || WARPS < 8 ? 2 : 1;
     static_assert(!W::GROUPED || KB == 4, "a stage is a record");
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
-    static_assert(OUTPUTS == 256 || (PREFILL && !W::GROUPED));
+    static_assert((OUTPUTS == 256 && WARPS == 8) || (PREFILL && !W::GROUPED));
     static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
 };
 
-// Where a worker is in its stages.
+// Where a worker is: in a segment, some inputs of a tile of OUTPUTS and ROWS.
 struct LinearCursor {
-    u32 strip, stage, m0, left; // OUTPUTS; KB blocks of inputs; first row; stages to go, this one included
+    u32 tile, stage, end; // the next stage, of KB blocks of inputs, and that after the segment's last
+    u32 segment;          // its number
 };
 
 template <class C> struct Linear {
     using T = typename C::T;
     using W = typename C::W;
-    static constexpr int NT = C::NT, PAIRS = C::PAIRS;
+    static constexpr int NT = C::NT, PAIRS = C::PAIRS, THREADS = C::THREADS;
     using Accumulators = float[PAIRS][2][NT][4];
     struct Group {
         Accumulators sums;
@@ -111,6 +116,7 @@ template <class C> struct Linear {
     LinearCursor ahead;
     const u8 *ahead_w;
     const u16 *ahead_x;
+    u32 ahead_m0;    // of its tile
     u32 ahead_bytes; // of 16; none beyond the last record
     u32 to_weights, to_tail;
     // Where this lane's rows of X lie in the ring, of even and of odd blocks (see `swizzle`), or among the normalised;
@@ -159,40 +165,77 @@ template <class C> struct Linear {
     // The run that holds a unit.
     __device__ __forceinline__ u32 run_of(u32 unit) const { return ((unit + 1) * p.n_runs - 1) / (strips * groups); }
 
-    __device__ __forceinline__ LinearCursor start() const {
-        if (C::PREFILL) {
-            u32 items = strips * m_tiles;
-            u32 mine = worker < items ? (items - worker - 1) / n_workers + 1 : 0;
-            return {worker / m_tiles, 0, worker % m_tiles * C::ROWS, mine * stages};
-        }
-        u32 first = run_start(worker), last = run_start(worker + 1);
-        return {first / groups, first % groups * (4 / C::KB), 0, (last - first) * (4 / C::KB)};
+    __device__ __forceinline__ bool ends_slice(u32 unit) const { return run_of(unit - 1) != run_of(unit); }
+
+    // Tiles are those of a strip, one after the other. One in small m.
+    __device__ __forceinline__ u32 strip_of(u32 tile) const { return C::PREFILL ? tile / m_tiles : tile; }
+    __device__ __forceinline__ u32 first_row_of(u32 tile) const { return C::PREFILL ? tile % m_tiles * C::ROWS : 0; }
+
+    __device__ __forceinline__ LinearCursor first_segment() const {
+        return C::PREFILL ? tile_from(0) : strip_of_run(run_start(worker) / groups);
+    }
+    // Has no stages after the last.
+    __device__ __forceinline__ LinearCursor next_segment(const LinearCursor &at) const {
+        return C::PREFILL ? tile_from(at.segment + 1) : strip_of_run(at.segment + 1);
     }
 
-    // The start of the strip after that of `at`.
-    __device__ __forceinline__ LinearCursor next_strip(const LinearCursor &at) const {
-        if (C::PREFILL) {
-            u32 item = at.strip * m_tiles + at.m0 / C::ROWS + n_workers;
-            return {item / m_tiles, 0, item % m_tiles * C::ROWS, at.left};
-        }
-        return {at.strip + 1, 0, 0, at.left};
+    // Small m: a run goes from strip to strip, which number its segments.
+    __device__ __forceinline__ LinearCursor strip_of_run(u32 strip) const {
+        u32 first = max(run_start(worker), strip * groups) - strip * groups;
+        u32 last = min(max(run_start(worker + 1), strip * groups) - strip * groups, groups);
+        return {strip, first * (4 / C::KB), last * (4 / C::KB), strip};
     }
 
-    static constexpr int VECTORS = C::STRIP_PAIRS * C::KB * W::VECTORS / 8; // of weights that a warp copies in a stage
+    // Prefill: workers take the tiles of whole rounds in turn. Those that are left, more than there are workers and less
+    // than twice as many, are one row of stages and cut into equal shares, longer than a tile each. So the tile at a cut
+    // has a head in one share and a tail in the next. A worker does its head first and leaves the sums to the next
+    // worker, which goes on with them when it comes to its tail, at the very end: the sums are those of a tile in one
+    // piece, and are there when they are needed.
+    // The first segment from this number on that has stages.
+    __device__ __forceinline__ LinearCursor tile_from(u32 segment) const {
+        u32 tiles = strips * m_tiles, rounds = tiles / n_workers - (tiles % n_workers > 0 ? 1 : 0);
+        u32 row = tiles % n_workers > 0 ? (tiles - rounds * n_workers) * stages : 0;
+        u32 first = worker * row / n_workers, last = (worker + 1) * row / n_workers; // of the share
+        u32 head = last / stages, tail = first / stages, whole = (first + stages - 1) / stages; // the first whole tile
+        u32 n_whole = max(head, whole) - whole;
+        u32 tile, from = 0, end;
+        for (;; segment++) {
+            if (segment == 0) {
+                tile = rounds * n_workers + head;
+                end = last % stages;
+            } else if (segment <= rounds) {
+                tile = (segment - 1) * n_workers + worker;
+                end = stages;
+            } else if (segment <= rounds + n_whole) {
+                tile = rounds * n_workers + whole + segment - 1 - rounds;
+                end = stages;
+            } else {
+                tile = rounds * n_workers + tail;
+                from = first % stages;
+                end = segment == rounds + n_whole + 1 && from > 0 ? stages : from;
+            }
+            if (from < end || segment > rounds + n_whole) {
+                return {tile, from, end, segment};
+            }
+        }
+    }
+
+    static constexpr int VECTORS = C::STRIP_PAIRS * C::KB * W::VECTORS / C::WARPS; // of weights that a warp copies in a stage
     static constexpr u32 CHUNKS = C::KB * 4; // 16-byte pieces of a row of X in a stage
     static constexpr u32 PASS_ROWS = THREADS / CHUNKS;
 
-    // Points the copies at the first stage that `ahead` names of its strip.
+    // Points the copies at the stage of `ahead`.
     __device__ __forceinline__ void aim() {
-        constexpr u32 SHARE = 8 / C::STRIP_PAIRS; // warps that copy a pair together
-        u32 pair = ahead.strip * C::STRIP_PAIRS + warp / SHARE, record = pair / 4;
+        constexpr u32 SHARE = C::WARPS / C::STRIP_PAIRS; // warps that copy a pair together
+        u32 pair = strip_of(ahead.tile) * C::STRIP_PAIRS + warp / SHARE, record = pair / 4;
         bool there = record < (p.n + 127) / 128;
         ahead_bytes = there ? 16 : 0;
         u32 block = ahead.stage * C::KB;
         ahead_w = static_cast<const u8 *>(p.w) +
                   (static_cast<u64>(there ? record : 0) * groups + block / 4) * W::RECORD +
                   ((pair % 4 * 4 + block % 4) * W::VECTORS * 32 + warp % SHARE * VECTORS * 32 + lane) * 16;
-        ahead_x = static_cast<const u16 *>(p.x) + static_cast<u64>(ahead.m0 + threadIdx.x / CHUNKS) * p.ldx +
+        ahead_m0 = first_row_of(ahead.tile);
+        ahead_x = static_cast<const u16 *>(p.x) + static_cast<u64>(ahead_m0 + threadIdx.x / CHUNKS) * p.ldx +
                   block * 32 + threadIdx.x % CHUNKS * 8;
     }
 
@@ -211,12 +254,11 @@ template <class C> struct Linear {
         if (C::NORM == 0) {
             fetch_rows(smem_at + at);
         }
-        ahead.left--;
         ahead.stage++;
         ahead_x += C::KB * 32;
         ahead_w += C::KB == 4 || ahead.stage % (4 / C::KB) == 0 ? W::RECORD - (4 / C::KB - 1) * BYTES : BYTES;
-        if (ahead.stage == stages) {
-            ahead = next_strip(ahead);
+        if (ahead.stage == ahead.end) {
+            ahead = next_segment(ahead);
             aim();
         }
     }
@@ -230,7 +272,7 @@ template <class C> struct Linear {
         u32 x_at = stage_at + C::WEIGHT_BYTES + C::TAIL_BYTES + row * CHUNKS * 16 + swizzle(row, chunk) * 16;
 #pragma unroll
         for (u32 pass = 0; pass < C::ROWS; pass += PASS_ROWS) {
-            bool there = inside && (!C::FILLED || ahead.m0 + row + pass < p.m);
+            bool there = inside && (!C::FILLED || ahead_m0 + row + pass < p.m);
             const u16 *from = ahead_x + static_cast<u64>(pass) * p.ldx;
             ptx::copy16(x_at + pass * CHUNKS * 16, there ? from : p.x, there ? 16 : 0);
         }
@@ -540,6 +582,65 @@ template <class C> struct Linear {
         }
     }
 
+    // Where the worker of a head leaves its sums: those of the slice and, of grouped weights, of the slices before.
+    __device__ __forceinline__ float4 *left_by(u32 worker) const {
+        constexpr u32 VECTORS = PAIRS * 2 * NT * (C::TOTAL_BYTES > 0 ? 2 : 1);
+        return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(worker) * VECTORS * THREADS + threadIdx.x;
+    }
+
+    // Prefill: leaves the sums of a head to the next worker.
+    __device__ __forceinline__ void leave(const Accumulators &sums, bool first_slice) const {
+        constexpr int VECTORS = PAIRS * 2 * NT;
+        const float *total = reinterpret_cast<const float *>(smem + C::RING_BYTES) + threadIdx.x;
+        float4 *to = left_by(worker);
+#pragma unroll
+        for (int i = 0; i < VECTORS; i++) {
+            const float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
+            to[i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
+        }
+#pragma unroll
+        for (int i = 0; C::TOTAL_BYTES > 0 && i < VECTORS; i++) {
+            if (!first_slice) {
+                auto at = [&](int e) { return total[(i * 4 + e) * THREADS]; };
+                to[(VECTORS + i) * THREADS] = make_float4(at(0), at(1), at(2), at(3));
+            }
+        }
+        __syncthreads(); // all of the block has written
+        if (threadIdx.x == 0) {
+            ptx::store_release(p.arrivals + worker, 1);
+        }
+    }
+
+    // Goes on with the sums that the worker before has left. Blocks start in order, and that one left them before it did
+    // anything else: this one waits only if that was held up for as long as everything else took here.
+    __device__ __forceinline__ void take_up(Accumulators &sums, bool first_slice) const {
+        constexpr int VECTORS = PAIRS * 2 * NT;
+        if (threadIdx.x == 0) {
+            while (ptx::load_acquire(p.arrivals + worker - 1) == 0) {
+            }
+            p.arrivals[worker - 1] = 0; // for the next launch: nobody else looks
+        }
+        __syncthreads(); // the sums are there, and results of the tile before no longer lie where those of slices go
+        float *total = reinterpret_cast<float *>(smem + C::RING_BYTES) + threadIdx.x;
+        const float4 *from = left_by(worker - 1);
+#pragma unroll
+        for (int i = 0; i < VECTORS; i++) {
+            float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
+            float4 x = __ldcg(from + i * THREADS);
+            v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+        }
+#pragma unroll
+        for (int i = 0; C::TOTAL_BYTES > 0 && i < VECTORS; i++) {
+            if (!first_slice) {
+                float4 x = __ldcg(from + (VECTORS + i) * THREADS);
+                total[i * 4 * THREADS] = x.x;
+                total[(i * 4 + 1) * THREADS] = x.y;
+                total[(i * 4 + 2) * THREADS] = x.z;
+                total[(i * 4 + 3) * THREADS] = x.w;
+            }
+        }
+    }
+
     static __device__ __forceinline__ void clear(Accumulators &sums) {
 #pragma unroll
         for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
@@ -551,12 +652,12 @@ template <class C> struct Linear {
         if (!C::PREFILL && worker >= p.n_runs) {
             return;
         }
-        LinearCursor at = start();
+        LinearCursor at = first_segment();
         ahead = at;
         aim();
 #pragma unroll
         for (int slot = 0; slot < C::STAGES - 1; slot++) {
-            if (ahead.left > 0) {
+            if (ahead.stage < ahead.end) {
                 fetch(slot * C::STAGE_BYTES);
             }
             ptx::copy_commit();
@@ -573,22 +674,21 @@ template <class C> struct Linear {
         clear(sums);
         u32 slot = 0, free = C::RING_BYTES - C::STAGE_BYTES; // bytes into the ring
         bool first_slice = true;
-        while (at.left > 0) {
-            // The stages up to the end of a strip, a run or a slice.
-            u32 count = min(stages - at.stage, at.left);
+        while (at.stage < at.end) {
+            // The stages up to the end of the segment or, of grouped weights, of a slice.
+            u32 count = at.end - at.stage;
             if (C::PREFILL && W::GROUPED) {
-                u32 unit = at.strip * groups + at.stage;
+                u32 unit = strip_of(at.tile) * groups + at.stage;
                 count = min(count, run_start(run_of(unit) + 1) - unit);
             }
             u32 row_at = at.stage * C::KB * 64; // bytes
-            at.left -= count;
             at.stage += count;
             bool is_first = true;
 #pragma unroll 1
             for (; count > 0; count--) {
                 ptx::copy_wait<C::STAGES - 2>();
                 __syncthreads();
-                if (ahead.left > 0) {
+                if (ahead.stage < ahead.end) {
                     fetch(free);
                 }
                 ptx::copy_commit();
@@ -615,24 +715,37 @@ template <class C> struct Linear {
                 fold_group(sums, group, row_sums);
                 row_sums ^= C::ROWS * 4; // the other ones
             }
-            if (C::PREFILL && W::GROUPED) {
-                bool last_slice = at.stage == stages;
-                if (!(first_slice && last_slice)) {
-                    fold_slice(sums, first_slice, last_slice);
-                }
-                first_slice = last_slice;
-                if (!last_slice) {
-                    continue;
-                }
+            if (C::PREFILL) { // again, so that only two numbers take registers meanwhile
+                u32 stage = at.stage;
+                at = tile_from(ptx::opaque(at.segment));
+                at.stage = stage;
             }
-            if (C::PREFILL || join(sums, at.strip)) {
+            bool ends_tile = at.stage == stages;
+            if (C::PREFILL && W::GROUPED && (ends_tile || ends_slice(strip_of(at.tile) * groups + at.stage))) {
+                if (!(first_slice && ends_tile)) {
+                    fold_slice(sums, first_slice, ends_tile);
+                }
+                first_slice = ends_tile;
+            }
+            if (at.stage < at.end) {
+                continue;
+            }
+            if (C::PREFILL && !ends_tile) {
+                leave(sums, first_slice);
+            } else if (C::PREFILL || join(sums, strip_of(at.tile))) {
                 if (C::TOTAL_BYTES > 0) {
                     __syncthreads(); // other warps' sums of slices lie where this warp's results go
                 }
-                finish(sums, at.strip, at.m0);
+                finish(sums, strip_of(at.tile), first_row_of(at.tile));
             }
             clear(sums);
-            at = next_strip(at);
+            first_slice = true;
+            at = next_segment(at);
+            if (C::PREFILL && 0 < at.stage && at.stage < at.end) {
+                u32 strip_start = strip_of(at.tile) * groups;
+                first_slice = !W::GROUPED || run_start(run_of(strip_start + at.stage)) <= strip_start;
+                take_up(sums, first_slice);
+            }
         }
     }
 };
@@ -640,7 +753,7 @@ template <class C> struct Linear {
 // A kernel for each configuration. The launcher reads `name`_config: bytes of dynamic shared memory, rows of X per
 // CTA; both depend on the architecture.
 #define LINEAR_KERNEL(name, ...)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, LinearConfig<__VA_ARGS__>::BLOCKS)                           \
+    extern "C" __global__ void __launch_bounds__(LinearConfig<__VA_ARGS__>::THREADS, LinearConfig<__VA_ARGS__>::BLOCKS) \
         name(const __grid_constant__ QwenvlLinear p) {                                                                 \
         extern __shared__ __align__(128) u8 smem[];                                                                    \
         Linear<LinearConfig<__VA_ARGS__>>(p, blockIdx.x, gridDim.x, smem).run();                                       \

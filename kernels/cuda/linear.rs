@@ -10,7 +10,7 @@ use qwenvl_graph::op::{Heads, MRope, VisionRope};
 
 use super::norm::MAX_RMS_COLS;
 pub use super::tiles::Tile;
-use super::tiles::{NARROW_BLOCKS, NARROW_OUTPUTS, Rows, Shares, Size};
+use super::tiles::{Device, Shares, Size};
 use super::{Address, Half, Kernels, Result, abi, check, name};
 
 /// Inputs of a record: what runs are cut by.
@@ -219,7 +219,7 @@ pub struct Linear {
     pub n_runs: usize,
     /// What follows.
     pub finish: Finish,
-    /// [`workspace_bytes`] of any content, then as many zeroed u32 as there are strips.
+    /// [`workspace_bytes`] of any content, and [`arrivals`] zeroed u32.
     pub workspace: Workspace,
 }
 
@@ -248,12 +248,10 @@ pub fn runs(n: usize, k: usize, sm_count: usize) -> usize {
 }
 
 /// Most rows of [`Tile::Run`].
-pub const RUN_ROWS: usize = 64;
-
-/// Bytes of partial sums for so many runs and `m` rows.
-pub fn workspace_bytes(m: usize, n_runs: usize) -> usize {
-    2 * n_runs * small_rows(m.min(RUN_ROWS)) * STRIP * 4
-}
+pub use qwenvl_graph::cuda::SMALL_ROWS as RUN_ROWS;
+/// Bytes of partial sums, and counters, for layers of at most so many outputs on a device with so many
+/// multiprocessors.
+pub use qwenvl_graph::cuda::{linear_arrivals as arrivals, linear_partials_bytes as workspace_bytes};
 
 /// Rows of the kernel of runs that takes `m`.
 pub(super) fn small_rows(m: usize) -> usize {
@@ -322,16 +320,11 @@ impl Kernels {
 
     /// The kernels that [`Kernels::linear`] launches for a layer, with their rows. Addresses play no part.
     pub fn tiles(&self, l: &Linear) -> impl Iterator<Item = (Tile, Range<usize>)> + use<> {
-        let run = self.tile_rows(l.kind, l.half, Tile::Run);
+        let rows = |tile| self.tile_rows(l.kind, l.half, tile);
         let shares = match l.regime {
-            Regime::SmallM => Shares { wide: 0, rest: Tile::Run, step: run, m: l.m },
-            Regime::Prefill => {
-                let wide = self.tile_rows(l.kind, l.half, Tile::Wide);
-                let is_dense = l.kind == WeightKind::Dense;
-                let narrow = if is_dense { self.tile_rows(l.kind, l.half, Tile::Narrow) } else { 0 };
-                let rows = Rows { sm_count: self.sm_count as usize, run, wide, narrow };
-                rows.share(&Size { kind: l.kind, n: l.n, k: l.k, n_runs: l.n_runs }, l.m)
-            }
+            Regime::SmallM => Shares { wide: 0, rest: Tile::Run, step: rows(Tile::Run), m: l.m },
+            Regime::Prefill => Device { sm_count: self.sm_count as usize, rows }
+                .share(&Size { kind: l.kind, n: l.n, k: l.k, n_runs: l.n_runs }, l.m),
         };
         shares.launches()
     }
@@ -344,6 +337,7 @@ impl Kernels {
         let name = match tile {
             Tile::Run => "m64",
             Tile::Wide => "prefill",
+            Tile::Square => "square",
             Tile::Narrow => "narrow",
         };
         self.function(&name!("{}_{}_{name}", kernel(kind), half.name())).config[1] as usize
@@ -464,6 +458,7 @@ impl Kernels {
             (Tile::Run, Some(_)) => name!("{kernel}_{}_norm", l.half.name()),
             (Tile::Run, None) => name!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),
             (Tile::Wide, _) => name!("{kernel}_{}_prefill", l.half.name()),
+            (Tile::Square, _) => name!("{kernel}_{}_square", l.half.name()),
             (Tile::Narrow, _) => name!("{kernel}_{}_narrow", l.half.name()),
         };
         let (rows, multiprocessors) = (self.function(&name).config[1] as usize, self.sm_count as usize);
@@ -472,14 +467,16 @@ impl Kernels {
                 check(kernel, l.m <= rows, || format!("{} rows: at most {rows} on this device", l.m))?;
                 l.n_runs
             }
-            Tile::Wide => multiprocessors.min(l.m.div_ceil(rows) * l.n.div_ceil(STRIP)),
-            Tile::Narrow => {
-                (NARROW_BLOCKS * multiprocessors).min(l.m.div_ceil(rows) * l.n.div_ceil(NARROW_OUTPUTS))
+            _ => {
+                let blocks = tile.blocks(l.m.div_ceil(rows) * l.n.div_ceil(tile.outputs()), multiprocessors);
+                let stages = 4 * l.k.div_ceil(GROUP);
+                check(kernel, 2 * blocks * blocks * stages < 1 << 32, || format!("{} inputs", l.k))?;
+                blocks
             }
         };
         let grid = grid as u32;
         // SAFETY: the caller's promise.
-        unsafe { self.launch(stream, &name, (grid, 1, 1), 256, &p) }
+        unsafe { self.launch(stream, &name, (grid, 1, 1), tile.threads(), &p) }
     }
 }
 

@@ -59,6 +59,15 @@ __device__ __forceinline__ uint4 load16_global(const void *from) {
                  : "memory");
     return v;
 }
+// A word that tells other blocks that what this thread wrote before, or saw written, is there.
+__device__ __forceinline__ void store_release(u32 *to, u32 x) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+__device__ __forceinline__ u32 load_acquire(const u32 *from) {
+    u32 x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
 // 16 bytes of shared memory in one piece: the compiler may load a part of them again by itself, across banks.
 template <int OFFSET = 0> __device__ __forceinline__ uint4 load16(u32 from) {
     uint4 v;

@@ -1,5 +1,5 @@
 //! Which kernels the rows of a linear layer go to. Kernels of one [`super::linear::Regime`] give the same bits, so that
-//! the choice is one of speed: of as few rounds of blocks as there can be, and all of them full.
+//! the choice is one of speed: all multiprocessors have work, and as long as each other.
 
 use std::ops::Range;
 
@@ -12,23 +12,55 @@ pub enum Tile {
     Run,
     /// 256 outputs of 64 or, of 16-bit weights, 128 rows.
     Wide,
+    /// 128 outputs of 128 rows; of 16-bit weights only.
+    Square,
     /// 64 outputs of 64 rows; of 16-bit weights only.
     Narrow,
 }
 
-/// Outputs of [`Tile::Narrow`].
-pub(super) const NARROW_OUTPUTS: usize = 64;
-/// Blocks of [`Tile::Narrow`] that a multiprocessor holds.
-pub(super) const NARROW_BLOCKS: usize = 2;
+impl Tile {
+    /// The kernels for prompts of such weights.
+    pub const fn of_prompts(kind: WeightKind) -> &'static [Tile] {
+        match kind {
+            WeightKind::Dense => &[Tile::Wide, Tile::Square, Tile::Narrow],
+            _ => &[Tile::Wide],
+        }
+    }
 
-/// A device, and the rows that blocks of its kernels take.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rows {
-    pub sm_count: usize,
-    /// At most.
-    pub run: usize,
-    pub wide: usize,
-    pub narrow: usize,
+    /// Outputs of a tile.
+    pub const fn outputs(self) -> usize {
+        match self {
+            Tile::Run | Tile::Wide => STRIP,
+            Tile::Square => 128,
+            Tile::Narrow => 64,
+        }
+    }
+
+    /// Blocks that work on so many tiles: a multiprocessor has as many as every other.
+    pub fn blocks(self, tiles: usize, sm_count: usize) -> usize {
+        let of_each = match self {
+            Tile::Run | Tile::Wide => 1,
+            Tile::Square | Tile::Narrow => (tiles / sm_count).clamp(1, 2),
+        };
+        tiles.min(of_each * sm_count)
+    }
+
+    /// Threads of a block.
+    pub(super) const fn threads(self) -> u32 {
+        match self {
+            Tile::Square => 128,
+            Tile::Run | Tile::Wide | Tile::Narrow => 256,
+        }
+    }
+
+    /// How fast a multiprocessor full of them multiplies, against [`Tile::Wide`].
+    const fn rate(self) -> f64 {
+        match self {
+            Tile::Run | Tile::Wide => 1.0,
+            Tile::Square => SQUARE,
+            Tile::Narrow => NARROW,
+        }
+    }
 }
 
 /// A linear layer.
@@ -46,11 +78,12 @@ pub(super) struct Size {
 const LAUNCH: f64 = 1.7;
 /// What the end of a block's tile costs, while nothing is multiplied.
 const EPILOGUE: f64 = 2.0;
-/// Adding a run to those before it: 64 KiB from L2 to the one block that joins a strip.
+/// 64 KiB to L2 or from it: adding a run to those before it, leaving the sums of a tile and taking them up.
 const JOIN: f64 = 0.4;
 /// Reading weights of 16 bits from memory, where there are few rows.
 const MEMORY: f64 = 2.2;
-/// A narrow tile has a quarter of the work, at half of the rate: shared memory sets it.
+/// [`Tile::rate`]: more of the rows and weights come from L2 and shared memory.
+const SQUARE: f64 = 0.9;
 const NARROW: f64 = 0.5;
 
 /// Rows and their tiles.
@@ -75,29 +108,46 @@ impl Shares {
     }
 }
 
-impl Rows {
-    /// Shares out `m` rows of a prompt: whole rounds of wide tiles, and what is left to runs of integer weights or to narrow
-    /// tiles of 16-bit ones, whatever takes the least time.
+/// A device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Device<R> {
+    pub sm_count: usize,
+    /// Rows of a tile, of [`Tile::Run`] the most.
+    pub rows: R,
+}
+
+impl<R: Fn(Tile) -> usize> Device<R> {
+    /// Shares out `m` rows of a prompt: some to wide tiles, and what is left to runs of integer weights or to smaller tiles
+    /// of 16-bit ones, whatever takes the least time.
     pub fn share(&self, size: &Size, m: usize) -> Shares {
-        let is_integer = size.kind != WeightKind::Dense;
-        let cost = |tiles: usize| {
-            let rest = match m.saturating_sub(tiles * self.wide) {
-                0 => 0.0,
-                rows if is_integer => self.runs(size, rows),
-                rows => self.narrow(size, rows),
-            };
-            self.wide(size, tiles) + rest
+        let wide = (self.rows)(Tile::Wide);
+        let others =
+            if size.kind == WeightKind::Dense { &[Tile::Square, Tile::Narrow][..] } else { &[Tile::Run] };
+        let ways = (0..=m.div_ceil(wide)).flat_map(|tiles| others.iter().map(move |rest| (tiles, *rest)));
+        let cost = |(tiles, rest): (usize, Tile)| {
+            let left = m.saturating_sub(tiles * wide);
+            let rest = if rest == Tile::Run { self.runs(size, left) } else { self.tiles(size, rest, left) };
+            self.tiles(size, Tile::Wide, tiles * wide) + rest
         };
-        let tiles = (0..=m.div_ceil(self.wide)).min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(0);
-        let (rest, step) = if is_integer { (Tile::Run, self.run) } else { (Tile::Narrow, m) };
-        Shares { wide: m.min(tiles * self.wide), rest, step, m }
+        let (tiles, rest) = ways.min_by(|a, b| cost(*a).total_cmp(&cost(*b))).expect("one way at least");
+        let step = if rest == Tile::Run { (self.rows)(Tile::Run) } else { m };
+        Shares { wide: m.min(tiles * wide), rest, step, m }
     }
 
-    fn wide(&self, size: &Size, tiles: usize) -> f64 {
-        let blocks = size.n.div_ceil(STRIP) * tiles;
-        let rounds = blocks.div_ceil(self.sm_count);
-        let work = rounds as f64 * (size.k.div_ceil(GROUP) as f64 + EPILOGUE) * self.wide as f64 / 64.0;
-        if tiles == 0 { 0.0 } else { work + LAUNCH }
+    fn tiles(&self, size: &Size, tile: Tile, rows: usize) -> f64 {
+        if rows == 0 {
+            return 0.0;
+        }
+        let tile_rows = (self.rows)(tile);
+        let tiles = size.n.div_ceil(tile.outputs()) * rows.div_ceil(tile_rows);
+        let blocks = tile.blocks(tiles, self.sm_count);
+        let is_cut = tiles > blocks && !tiles.is_multiple_of(blocks);
+        let of_tile = size.k.div_ceil(GROUP) as f64 + EPILOGUE;
+        // Work of the busiest multiprocessor, in tiles.
+        let work =
+            (tiles as f64 / self.sm_count as f64).max(1.0) * of_tile + if is_cut { 2.0 * JOIN } else { 0.0 };
+        let units = (tile.outputs() * tile_rows) as f64 / (STRIP * 64) as f64;
+        work * units / tile.rate() + LAUNCH
     }
 
     fn runs(&self, size: &Size, rows: usize) -> f64 {
@@ -110,13 +160,8 @@ impl Rows {
             let work = small_rows(rows) as f64 / 64.0;
             work.max(least) * longest + LAUNCH + work * (EPILOGUE + JOIN * runs_of_strip)
         };
-        let (whole, rest) = (rows / self.run, rows % self.run);
-        whole as f64 * launch(self.run) + if rest == 0 { 0.0 } else { launch(rest) }
-    }
-
-    fn narrow(&self, size: &Size, rows: usize) -> f64 {
-        let blocks = size.n.div_ceil(NARROW_OUTPUTS) * rows.div_ceil(self.narrow);
-        let rounds = (blocks as f64 / self.sm_count as f64).max(1.0);
-        rounds * (size.k.div_ceil(GROUP) as f64 + EPILOGUE) * NARROW + LAUNCH
+        let most = (self.rows)(Tile::Run);
+        let (whole, rest) = (rows / most, rows % most);
+        whole as f64 * launch(most) + if rest == 0 { 0.0 } else { launch(rest) }
     }
 }

@@ -34,8 +34,9 @@ impl Launch<'_> {
         let Packed { n, k, .. } = *self.packed;
         assert_eq!(x.len(), m * k);
         let x = Buffer::of(x);
-        let partials = Buffer::<u8>::scratch(linear::workspace_bytes(m, self.n_runs));
-        let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
+        let sm_count = gpu().kernels.sm_count() as usize;
+        let partials = Buffer::<u8>::scratch(linear::workspace_bytes(sm_count));
+        let arrivals = Buffer::<u32>::zeroed(linear::arrivals(n, sm_count));
         let l = Linear {
             kind: self.packed.kind,
             half: self.half,
@@ -76,21 +77,18 @@ impl Launch<'_> {
 const RUN: Option<Tile> = Some(Tile::Run);
 
 /// The kernels that take any number of rows.
-fn prefill_tiles(kind: WeightKind) -> &'static [Option<Tile>] {
-    if kind == WeightKind::Dense { &[Some(Tile::Wide), Some(Tile::Narrow)] } else { &[Some(Tile::Wide)] }
+fn prefill_tiles(kind: WeightKind) -> impl Iterator<Item = Option<Tile>> {
+    Tile::of_prompts(kind).iter().copied().map(Some)
 }
 
 /// All kernels.
 fn tiles(kind: WeightKind) -> impl Iterator<Item = Option<Tile>> {
-    [RUN].into_iter().chain(prefill_tiles(kind).iter().copied())
+    [RUN].into_iter().chain(prefill_tiles(kind))
 }
 
 /// Kernels with numbers of rows, and what a prompt gets.
 fn with_rows(kind: WeightKind) -> impl Iterator<Item = (Option<Tile>, usize)> {
-    [(RUN, 7), (RUN, 9)]
-        .into_iter()
-        .chain(prefill_tiles(kind).iter().map(|tile| (*tile, 70)))
-        .chain([(None, 70)])
+    [(RUN, 7), (RUN, 9)].into_iter().chain(prefill_tiles(kind).map(|tile| (tile, 70))).chain([(None, 70)])
 }
 
 /// Bound on the error of the kernel's sum, relative to Σ|x·w|: a truncation for each addition of the longest chain
@@ -187,7 +185,7 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
                     assert_eq!(run(RUN, 0..m), alone[..m * n], "{format:?} {half:?} m={m} runs={n_runs}");
                 }
                 let prefill = run(None, 0..most);
-                let tiles = prefill_tiles(packed.kind).iter().copied().chain([None]);
+                let tiles = prefill_tiles(packed.kind).chain([None]);
                 for (tile, rows) in tiles.flat_map(|tile| [0..1, 5..22, 30..95].map(|rows| (tile, rows))) {
                     let (from, to) = (rows.start * n, rows.end * n);
                     assert_eq!(
@@ -208,25 +206,36 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill_of_integer_weights(
 }
 
 #[test]
-fn many_rows_shared_out_to_several_kernels_have_the_bits_of_one() {
+fn tiles_cut_between_blocks_and_rows_shared_out_to_kernels_have_the_bits_of_whole_tiles() {
     let mut rng = Rng(12);
-    // A round of wide tiles on 108 multiprocessors, and a few rows more.
-    for (format, n, k, m) in
-        [(AWQ4, 27 * 256, 2048, 4 * 64 + 8), (dense(Half::BF16), 27 * 256, 1024, 4 * 128 + 40)]
+    let (half, n) = (Half::BF16, 27 * 256);
+    // More tiles than there are multiprocessors, of which a few rows have fewer. Inputs of one stage and of several;
+    // slices that end in the middle of a tile.
+    let formats = [(AWQ4, 640, 4 * 64 + 8), (GPTQ8, 128, 4 * 64 + 8), (dense(half), 352, 4 * 128 + 8)];
+    for (format, k, m) in
+        formats.into_iter().flat_map(|f| tested([f.0]).map(move |format| (format, f.1, f.2)))
     {
-        for format in tested([format]) {
-            let half = Half::BF16;
-            let packed = pack(half, &[Stored::random(&mut rng, format, half, n, k)], RowOrder::Plain);
-            let x = normals(&mut rng, half, m * k);
-            let residual = Buffer::of(&rng.normals(m * n));
-            let bits = |tile| {
-                let launch =
-                    Launch { half, tile, packed: &packed, bias: None, n_runs: linear::runs(n, k, 108) };
-                let out = Buffer::poisoned(m * n);
-                launch.run(&x, m, Finish::AddResidual(residual.at), out.at);
-                out.read().iter().map(|v: &f32| v.to_bits()).collect::<Vec<u32>>()
-            };
-            assert!(bits(None) == bits(Some(Tile::Wide)), "{format:?}");
+        let packed = pack(half, &[Stored::random(&mut rng, format, half, n, k)], RowOrder::Plain);
+        let x = normals(&mut rng, half, m * k);
+        let residual = rng.normals(m * n);
+        let bits = |tile, rows: Range<usize>| {
+            let launch = Launch { half, tile, packed: &packed, bias: None, n_runs: linear::runs(n, k, 50) };
+            let residual = Buffer::of(&residual[rows.start * n..rows.end * n]);
+            let out = Buffer::poisoned(rows.len() * n);
+            launch.run(
+                &x[rows.start * k..rows.end * k],
+                rows.len(),
+                Finish::AddResidual(residual.at),
+                out.at,
+            );
+            out.read().iter().map(|v: &f32| v.to_bits()).collect::<Vec<u32>>()
+        };
+        for tile in prefill_tiles(packed.kind) {
+            let whole: Vec<u32> =
+                (0..m).step_by(128).flat_map(|at| bits(tile, at..m.min(at + 128))).collect();
+            for several in [tile, None] {
+                assert!(bits(several, 0..m) == whole, "{format:?} {tile:?} {several:?}");
+            }
         }
     }
 }
@@ -284,7 +293,10 @@ fn rows_of_prompts_go_to_as_few_rounds_of_blocks_as_there_can_be() {
             }
         }
     }
-    assert!(several > 0 || kinds.is_empty(), "each layer goes to one kernel");
+    assert!(
+        several > 0 || kinds.iter().all(|kind| *kind == WeightKind::Dense),
+        "each layer goes to one kernel"
+    );
 }
 
 /// Zero points and codes at both ends, so that their differences are the largest there are: all 255.
@@ -392,8 +404,9 @@ fn a_norm_as_prologue_gives_the_bits_of_a_norm_before() {
                 };
                 // SAFETY: buffers are as long as the shapes say and live until the stream is done.
                 unsafe { gpu().kernels.norm(&stream(), &norm) }.unwrap();
-                let partials = Buffer::<u8>::scratch(linear::workspace_bytes(most, n_runs));
-                let arrivals = Buffer::<u32>::zeroed(n.div_ceil(256));
+                let sm_count = gpu().kernels.sm_count() as usize;
+                let partials = Buffer::<u8>::scratch(linear::workspace_bytes(sm_count));
+                let arrivals = Buffer::<u32>::zeroed(linear::arrivals(n, sm_count));
                 for m in 1..=most {
                     let l = |x, out| Linear {
                         kind: packed.kind,
@@ -559,7 +572,7 @@ fn vision_rope_turns_the_first_two_thirds() {
         let rope = Rope { angles: table.at, positions: at.at, pairs };
         let x = normals(&mut rng, half, m * k);
         let exact = r::matmul(&values(half, &x), &packed.weights, m, n, k);
-        for tile in prefill_tiles(packed.kind).iter().copied().chain([None]) {
+        for tile in prefill_tiles(packed.kind).chain([None]) {
             let launch = Launch { half, tile, packed: &packed, bias: Some(&bias_at), n_runs: 1 };
             let out = Buffer::<u16>::poisoned(m * n);
             launch.run(&x, m, Finish::VisionRope(rope), out.at);

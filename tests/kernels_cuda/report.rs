@@ -17,10 +17,8 @@ use crate::shapes::{Case, Shapes};
 use qwenvl::kernels::cuda::{IMAGES, NVCC};
 
 const TABLE: &str = "benches/kernels_cuda.txt";
-/// The parts of the cases, by the blocks that are run.
-const PARTS: [Option<u32>; 3] = [None, Some(8), Some(2)];
-/// The part of the cases to launch, in a process that is counted.
-const PART: &str = "QWENVL_TEST_REPORT_PART";
+/// The parts of the cases, by what is run of them.
+const PARTS: [Option<&str>; 4] = [None, Some("8"), Some("2"), Some("first:2")];
 /// A modelled time may differ so much from the table's before somebody has to look: a change of the model's constants by
 /// a hundredth is none of a kernel.
 const MODEL: f64 = 0.02;
@@ -32,14 +30,14 @@ const GAP_US: f64 = 1.3;
 /// Of the column of names.
 const WIDTH: usize = 51;
 
-/// The cases of which so many blocks are run, launched or not.
-fn cases(blocks: Option<u32>, launch: bool) -> Vec<Case> {
+/// The cases that are sampled so, launched or not.
+fn cases(sample: Option<&str>, launch: bool) -> Vec<Case> {
     let found = RefCell::new(Vec::new());
     let wanted = |case: &Case| {
-        if case.blocks == blocks {
+        if case.sample == sample {
             found.borrow_mut().push(case.clone());
         }
-        case.blocks == blocks && launch
+        case.sample == sample && launch
     };
     let mut run = |_: &Case, go: &dyn Fn(&CudaStream)| {
         go(&stream());
@@ -52,23 +50,23 @@ fn cases(blocks: Option<u32>, launch: bool) -> Vec<Case> {
 #[test]
 #[ignore = "run by the test below"]
 fn launches_of_a_part() {
-    cases(std::env::var(PART).expect("a part").parse().ok(), true);
+    cases(std::env::var("CUDASIM_SAMPLE").ok().as_deref(), true);
 }
 
-fn start(blocks: Option<u32>, file: &Path) -> Child {
+fn start(sample: Option<&str>, file: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command
         .args(["--exact", "report::launches_of_a_part", "--ignored", "--test-threads=1"])
-        .env(PART, blocks.map_or("whole".into(), |n| n.to_string()))
         .env("CUDASIM_REPORT", file)
         .env("CUDASIM_DEVICE", "a100-80g")
         .env("CUDASIM_CHECKS", "none")
         .env("CUDASIM_THREADS", "1")
         .env_remove("CUDASIM_FATAL_REPORTS")
         .stdout(Stdio::null());
-    if let Some(blocks) = blocks {
-        command.env("CUDASIM_SAMPLE", blocks.to_string());
-    }
+    match sample {
+        Some(sample) => command.env("CUDASIM_SAMPLE", sample),
+        None => command.env_remove("CUDASIM_SAMPLE"),
+    };
     command.spawn().expect("the tests")
 }
 
@@ -190,17 +188,17 @@ fn large_report_of_kernels_at_the_sizes_of_the_models() {
         return; // `cargo bench` measures there
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let parts = PARTS.map(|blocks| {
-        let file = folder.path().join(format!("{blocks:?}.json"));
-        (blocks, start(blocks, &file), file)
+    let parts = PARTS.map(|sample| {
+        let file = folder.path().join(format!("{}.json", sample.unwrap_or("whole")));
+        (sample, start(sample, &file), file)
     });
     let mut rows: Vec<Row> = Vec::new();
-    for (blocks, mut child, file) in parts {
+    for (sample, mut child, file) in parts {
         assert!(child.wait().expect("the tests").success(), "launching failed");
         let run: Value =
             serde_json::from_str(&std::fs::read_to_string(file).expect("a report")).expect("JSON");
         let mut launches = run["launches"].as_array().expect("launches").iter();
-        for case in cases(blocks, false) {
+        for case in cases(sample, false) {
             let mut next = |case: &Case| row(case, launches.next().expect("a launch of each case"));
             if case.parts.is_empty() {
                 rows.push(next(&case));

@@ -29,8 +29,8 @@ pub struct Case {
     pub weight_bytes: f64,
     /// What a linear layer reads beside them: rows, residuals, and parts of sums that several blocks have.
     pub other_bytes: f64,
-    /// How many of the blocks a simulator had better run; none: all.
-    pub blocks: Option<u32>,
+    /// Which of the blocks a simulator had better run, as CUDASIM_SAMPLE has it; none: all.
+    pub sample: Option<&'static str>,
     /// The work of the busiest block over the mean, where blocks differ: a part of them does not show it.
     pub imbalance: Option<f64>,
     /// Its launches, where there are several.
@@ -241,25 +241,24 @@ impl Shapes<'_> {
             matches!(what, What::Qkv(_)) || name.starts_with("vision") || name.starts_with("merger");
         let weight_bytes = kind.matrix_bytes(n, k) as f64;
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
-        let n_runs = linear::runs(n, k, self.kernels.sm_count() as usize);
+        let sm_count = self.kernels.sm_count() as usize;
+        let n_runs = linear::runs(n, k, sm_count);
         let of_rows = |name: String, tile: Tile, m: usize| {
             let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
+            let left_bytes = match tile {
+                Tile::Run => joined_bytes(m, n, k, n_runs),
+                _ => cut_bytes([m, n, k], self.kernels.tile_rows(kind, BF16, tile), tile, sm_count),
+            };
             Case {
                 name,
                 bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
                 flops: 2.0 * (m * n) as f64 * k as f64,
                 weights: n as f64 * k as f64,
                 weight_bytes,
-                other_bytes: x_bytes + (m * n) as f64 * read_per_output + joined_bytes(m, n, k, n_runs),
-                // Blocks are alike, but for those that join runs and those that have a tile less.
-                blocks: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some(2),
-                imbalance: (tile == Tile::Wide).then(|| {
-                    let tiles = n.div_ceil(256) * m.div_ceil(self.kernels.tile_rows(kind, BF16, tile));
-                    let blocks = tiles.min(self.kernels.sm_count() as usize);
-                    let of_block = |block: usize| (tiles - block).div_ceil(blocks) as f64;
-                    // The two that are run: the first and the one in the middle.
-                    2.0 * of_block(0) / (of_block(0) + of_block(blocks / 2))
-                }),
+                other_bytes: x_bytes + (m * n) as f64 * read_per_output + left_bytes,
+                // Blocks are alike, but for those that join runs.
+                sample: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some("first:2"),
+                imbalance: None,
                 parts: Vec::new(),
             }
         };
@@ -315,8 +314,8 @@ impl Shapes<'_> {
                 out,
                 finish,
                 workspace: Workspace {
-                    partials: memory(linear::workspace_bytes(m, n_runs)),
-                    arrivals: zeroed(n.div_ceil(256) * 4),
+                    partials: memory(linear::workspace_bytes(sm_count)),
+                    arrivals: zeroed(linear::arrivals(n, sm_count) * 4),
                 },
                 ..layer
             };
@@ -388,7 +387,7 @@ impl Shapes<'_> {
             name: format!("prefill {} attention {tokens} after {past}", model.name),
             bytes: (tokens * width * 4 + (past + tokens) * heads.n_kv_heads * 512) as f64,
             flops,
-            blocks: blocks_of_attention(flops),
+            sample: sample_of_attention(flops),
             imbalance: Some(list.imbalance()),
             ..Case::default()
         };
@@ -413,7 +412,7 @@ impl Shapes<'_> {
             name: format!("vision attention {patches}"),
             bytes: (patches * 5120 * 2) as f64,
             flops,
-            blocks: blocks_of_attention(flops),
+            sample: sample_of_attention(flops),
             ..Case::default()
         };
         self.case(case, |kernels| {
@@ -590,14 +589,27 @@ fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
     (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
 }
 
+/// Bytes of sums that blocks of a prompt's tiles of so many rows leave for the next ones.
+fn cut_bytes([m, n, k]: [usize; 3], tile_rows: usize, tile: Tile, sm_count: usize) -> f64 {
+    let (outputs, stages) = (tile.outputs(), k.div_ceil(128) * 4);
+    let tiles = m.div_ceil(tile_rows) * n.div_ceil(outputs);
+    let blocks = tile.blocks(tiles, sm_count);
+    if tiles <= blocks {
+        return 0.0;
+    }
+    let row = tiles % blocks * stages; // and as much again for each block, which cuts at the same places
+    let cuts = (1..blocks).filter(|block| !(block * row / blocks).is_multiple_of(stages)).count();
+    (cuts * tile_rows * outputs * 4) as f64
+}
+
 /// Blocks of prefill attention differ, so that few of them say less than those of other kernels: as many as can be.
-fn blocks_of_attention(flops: f64) -> Option<u32> {
+fn sample_of_attention(flops: f64) -> Option<&'static str> {
     if flops < 1.3e10 {
         None
     } else if flops < 2e11 {
-        Some(8)
+        Some("8")
     } else {
-        Some(2)
+        Some("2")
     }
 }
 

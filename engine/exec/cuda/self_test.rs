@@ -209,8 +209,9 @@ fn quantised(
     let records = gpu.block(step, kind.matrix_bytes(n, k) as u64)?;
     let out = gpu.block(step, (2 * m * n) as u64)?;
     let n_runs = linear::runs(n, k, kernels.sm_count() as usize);
-    let partials = gpu.block(step, linear::workspace_bytes(m.min(64), n_runs) as u64)?;
-    let arrivals = send(&[0; 4])?;
+    let sm_count = kernels.sm_count() as usize;
+    let partials = gpu.block(step, linear::workspace_bytes(sm_count) as u64)?;
+    let arrivals = send(&vec![0; linear::arrivals(n, sm_count)])?;
     let source = Source {
         codes: codes.address(),
         zeros: zeros.address(),
