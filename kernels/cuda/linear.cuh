@@ -165,6 +165,7 @@ template <class C> struct Linear {
     // The run that holds a unit.
     __device__ __forceinline__ u32 run_of(u32 unit) const { return ((unit + 1) * p.n_runs - 1) / (strips * groups); }
 
+    // Whether a slice, or a strip, ends before a unit.
     __device__ __forceinline__ bool ends_slice(u32 unit) const { return run_of(unit - 1) != run_of(unit); }
 
     // Tiles are those of a strip, one after the other. One in small m.
@@ -186,12 +187,12 @@ template <class C> struct Linear {
         return {strip, first * (4 / C::KB), last * (4 / C::KB), strip};
     }
 
-    // Prefill: workers take the tiles of whole rounds in turn. Those that are left, more than there are workers and less
+    // Prefill: the first segment from this number on that has stages, or one without any after the last.
+    // Workers take the tiles of whole rounds in turn. Those that are left, more than there are workers and less
     // than twice as many, are one row of stages and cut into equal shares, longer than a tile each. So the tile at a cut
     // has a head in one share and a tail in the next. A worker does its head first and leaves the sums to the next
     // worker, which goes on with them when it comes to its tail, at the very end: the sums are those of a tile in one
     // piece, and are there when they are needed.
-    // The first segment from this number on that has stages.
     __device__ __forceinline__ LinearCursor tile_from(u32 segment) const {
         u32 tiles = strips * m_tiles, rounds = tiles / n_workers - (tiles % n_workers > 0 ? 1 : 0);
         u32 row = tiles % n_workers > 0 ? (tiles - rounds * n_workers) * stages : 0;
