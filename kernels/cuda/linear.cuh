@@ -44,7 +44,7 @@
 #include "weights.cuh"
 
 // T elements, W weights, WARPS_N warps along the outputs of a strip (the rest along m), NT tiles of 8 rows per warp, KB
-// blocks of 32 inputs per stage, STAGES of the ring, PREFILL: whole strips of many rows per CTA, NORM: rows of f32 that are
+// blocks of 32 inputs per stage, STAGES of the ring, PREFILL: tiles of many rows and all inputs, NORM: rows of f32 that are
 // normalised, at most so many, OUTPUTS of a strip, WARPS of a CTA.
 template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0, int OUTPUTS_ = 256,
           int WARPS_ = 8>

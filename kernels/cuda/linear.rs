@@ -470,7 +470,8 @@ impl Kernels {
             _ => {
                 let blocks = tile.blocks(l.m.div_ceil(rows) * l.n.div_ceil(tile.outputs()), multiprocessors);
                 let stages = 4 * l.k.div_ceil(GROUP);
-                check(kernel, 2 * blocks * blocks * stages < 1 << 32, || format!("{} inputs", l.k))?;
+                let most = (1 << 32) / (2 * blocks * blocks);
+                check(kernel, stages < most, || format!("{} inputs, expected below {}", l.k, most * 32))?;
                 blocks
             }
         };

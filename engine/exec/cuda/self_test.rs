@@ -208,8 +208,8 @@ fn quantised(
     let groups = send(&(0..(k / group) as u32).collect::<Vec<_>>())?;
     let records = gpu.block(step, kind.matrix_bytes(n, k) as u64)?;
     let out = gpu.block(step, (2 * m * n) as u64)?;
-    let n_runs = linear::runs(n, k, kernels.sm_count() as usize);
     let sm_count = kernels.sm_count() as usize;
+    let n_runs = linear::runs(n, k, sm_count);
     let partials = gpu.block(step, linear::workspace_bytes(sm_count) as u64)?;
     let arrivals = send(&vec![0; linear::arrivals(n, sm_count)])?;
     let source = Source {
