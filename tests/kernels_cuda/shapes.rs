@@ -27,7 +27,7 @@ pub struct Case {
     /// Weights, and their bytes, of a linear layer.
     pub weights: f64,
     pub weight_bytes: f64,
-    /// What a linear layer reads beside them: rows, residuals, and parts of sums that several blocks have.
+    /// What a linear layer reads beside them: rows, angles, residuals, and parts of sums that several blocks have.
     pub other_bytes: f64,
     /// Which of the blocks a simulator had better run, as CUDASIM_SAMPLE has it; none: all.
     pub sample: Option<&'static str>,
@@ -247,15 +247,19 @@ impl Shapes<'_> {
             let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
             let left_bytes = match tile {
                 Tile::Run => joined_bytes(m, n, k, n_runs),
-                _ => cut_bytes([m, n, k], self.kernels.tile_rows(kind, BF16, tile), tile, sm_count),
+                _ => {
+                    let rows = self.kernels.tile_rows(kind, BF16, tile);
+                    cut_bytes([m, n, k], rows, tile, sm_count, (kind != WeightKind::Dense).then_some(n_runs))
+                }
             };
+            let angle_bytes = if matches!(what, What::Qkv(_)) { (m * 64 * 8) as f64 } else { 0.0 };
             Case {
                 name,
                 bytes: weight_bytes + x_bytes + (m * n) as f64 * per_output,
                 flops: 2.0 * (m * n) as f64 * k as f64,
                 weights: n as f64 * k as f64,
                 weight_bytes,
-                other_bytes: x_bytes + (m * n) as f64 * read_per_output + left_bytes,
+                other_bytes: x_bytes + angle_bytes + (m * n) as f64 * read_per_output + left_bytes,
                 // Blocks are alike, but for those that join runs.
                 sample: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some("first:2"),
                 imbalance: None,
@@ -589,17 +593,42 @@ fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
     (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
 }
 
-/// Bytes of sums that blocks of a prompt's tiles of so many rows leave for the next ones.
-fn cut_bytes([m, n, k]: [usize; 3], tile_rows: usize, tile: Tile, sm_count: usize) -> f64 {
-    let (outputs, stages) = (tile.outputs(), k.div_ceil(128) * 4);
-    let tiles = m.div_ceil(tile_rows) * n.div_ceil(outputs);
+/// Bytes of sums that blocks of a prompt's tiles of so many rows leave for the next ones. Of layers in slices, of so many
+/// runs, they leave those of the slices before as well.
+fn cut_bytes(
+    [m, n, k]: [usize; 3],
+    tile_rows: usize,
+    tile: Tile,
+    sm_count: usize,
+    n_runs: Option<usize>,
+) -> f64 {
+    let (outputs, groups) = (tile.outputs(), k.div_ceil(128));
+    let stages = if n_runs.is_some() { groups } else { groups * 4 };
+    let (strips, strip_tiles) = (n.div_ceil(outputs), m.div_ceil(tile_rows));
+    let tiles = strips * strip_tiles;
     let blocks = tile.blocks(tiles, sm_count);
     if tiles <= blocks {
         return 0.0;
     }
-    let row = tiles % blocks * stages; // and as much again for each block, which cuts at the same places
-    let cuts = (1..blocks).filter(|block| !(block * row / blocks).is_multiple_of(stages)).count();
-    (cuts * tile_rows * outputs * 4) as f64
+    // Of whole tiles there is one for each block more, which cuts at the same places.
+    let (rest, rounds) = (tiles % blocks, tiles / blocks - 1);
+    let left = |block: usize| {
+        let at = block * (blocks + rest) * stages / blocks;
+        let (tile, stage) = (rounds * blocks + at / stages, at % stages);
+        let is_first_slice = n_runs.is_none_or(|n_runs| {
+            let (strip, units) = (tile / strip_tiles * groups, strips * groups);
+            let run = ((strip + stage + 1) * n_runs - 1) / units;
+            run * units / n_runs <= strip
+        });
+        if stage == 0 {
+            0
+        } else if is_first_slice {
+            1
+        } else {
+            2
+        }
+    };
+    ((1..blocks).map(left).sum::<usize>() * tile_rows * outputs * 4) as f64
 }
 
 /// Blocks of prefill attention differ, so that few of them say less than those of other kernels: as many as can be.
