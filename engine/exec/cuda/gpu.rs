@@ -38,8 +38,10 @@ impl fmt::Display for Place {
 
 /// Device memory, freed when dropped.
 pub(super) struct Block {
-    slice: CudaSlice<u8>,
+    /// Freed with the block. At least a byte, as the driver gives no fewer.
+    _memory: CudaSlice<u8>,
     address: u64,
+    bytes: u64,
 }
 
 /// Pinned host memory through which data go to the device, in two halves that take turns.
@@ -148,10 +150,10 @@ impl Gpu {
     /// Takes `bytes` of device memory, uninitialised.
     pub(super) fn block(&self, what: &str, bytes: u64) -> Result<Block> {
         // SAFETY: steps read only what steps or uploads have written: the plan orders them.
-        let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1) as usize) };
-        let slice = slice.map_err(self.failed(&format!("allocating {bytes} bytes for {what}")))?;
-        let address = slice.device_ptr(&self.stream).0;
-        Ok(Block { slice, address })
+        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1) as usize) };
+        let memory = memory.map_err(self.failed(&format!("allocating {bytes} bytes for {what}")))?;
+        let address = memory.device_ptr(&self.stream).0;
+        Ok(Block { _memory: memory, address, bytes })
     }
 
     /// Fills a range with zeros.
@@ -191,7 +193,7 @@ impl Block {
 
     /// Bytes.
     pub(super) fn bytes(&self) -> u64 {
-        self.slice.len() as u64
+        self.bytes
     }
 }
 
