@@ -75,8 +75,8 @@ fn answer(dir: &Path) -> Vec<u32> {
 
 #[test]
 fn gptq_unpacks_as_the_reference_library_does() {
-    let packed = std::fs::read(common::path("tests/data/vectors/gptq.json.zst")).unwrap();
-    let vectors: Value = serde_json::from_slice(&zstd::decode_all(packed.as_slice()).unwrap()).unwrap();
+    let vectors: Value =
+        serde_json::from_slice(&common::unpacked("tests/data/vectors/gptq.json.zst")).unwrap();
     let cases = vectors["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 6);
     for case in cases {

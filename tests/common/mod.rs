@@ -7,6 +7,7 @@ pub mod rng;
 pub mod samples;
 pub mod tolerance;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -47,6 +48,15 @@ pub fn vectors(name: &str) -> Value {
     json(&format!("tests/data/vectors/{name}"))
 }
 
+/// The contents of a file packed by zstd.
+pub fn unpacked(name: &str) -> Vec<u8> {
+    let packed = std::fs::File::open(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut plain = Vec::new();
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).expect(name);
+    decoder.read_to_end(&mut plain).expect(name);
+    plain
+}
+
 /// The cases of such a file, each with its description.
 pub fn cases(name: &str) -> Vec<(String, Value)> {
     let mut file = vectors(name);
@@ -57,8 +67,7 @@ pub fn cases(name: &str) -> Vec<(String, Value)> {
 
 /// The tokenizer of the published models.
 pub static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let packed = std::fs::read(path("tests/data/qwen2_vl_tokenizer.json.zst")).expect("the packed tokenizer");
-    Tokenizer::from_bytes(&zstd::decode_all(packed.as_slice()).expect("zstd")).expect("a tokenizer")
+    Tokenizer::from_bytes(&unpacked("tests/data/qwen2_vl_tokenizer.json.zst")).expect("a tokenizer")
 });
 
 /// The tokenizer of the tiny model.
