@@ -5,13 +5,14 @@
 //         Products are summed in f32 by mma (k16 steps in order), groups by a left fold with the scale, slices by a left
 //         fold. 16 bits: one chain of mma for a slice. 8 bits, and 4 bits in groups below 128: c − z is formed exactly
 //         in 16 bits (below 256, so that bf16 holds it).
-//         4 bits in groups of 128: Σ (c − z) X = Σ (c + o) X − (o + z) Σ X. c + o is exact: o = 128 in bf16; in f16 o = 0, codes are
-//         taken as multiples of 2⁻²⁴. Σ X of a row and group is a tree (`row_sum`), the same in every kernel. What is lost
-//         where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷ of a typical output.
+//         4 bits in groups of 128: Σ (c − z) X = Σ (c + o) X − (o + z) Σ X. c + o is exact: o = 128 in bf16; in f16
+//         o = 0, codes are taken as multiples of 2⁻²⁴. Σ X of a row and group is a tree (`row_sum`), the same in every
+//         kernel. What is lost where the two terms cancel: o + 15 times Σ |X| at the precision of one group's sum; 2⁻¹⁷
+//         of a typical output.
 // order   slices are cut where the plan's `n_runs` equal runs of (strip, group) units end: a function of n, k and
 //         n_runs. The small-m kernel (a run per CTA) and the prefill kernel (tiles of all inputs) of 4- and 8-bit
 //         weights give the same bits, and so do the three prefill kernels of 16-bit weights; no row's bits depend on m,
-//         nor on where a tile of a prompt is cut in two (`tile_from`).
+//         nor on where a tile of a prompt is cut in two (linear_shares.cuh).
 // layout  the transposed problem: weights are the A operand (16 outputs x 16 inputs), rows of X the B operand.
 //         Weights lie in records of 128 outputs x 128 inputs, those of the first outputs first, in the order in which
 //         lanes of a warp load them, 16 bytes at a time. Output n, input k of a record, lane = 4·(n%8) + (k%32)/8:
@@ -40,77 +41,25 @@
 #pragma once
 
 #include "epilogue.cuh"
-#include "norm.cuh"
-#include "weights.cuh"
+#include "linear_shares.cuh"
 
-// T elements, W weights, WARPS_N warps along the outputs of a strip (the rest along m), NT tiles of 8 rows per warp, KB
-// blocks of 32 inputs per stage, STAGES of the ring, PREFILL: tiles of many rows and all inputs, NORM: rows of f32 that are
-// normalised, at most so many, OUTPUTS of a strip, WARPS of a CTA.
-template <class T_, class W_, int WARPS_N_, int NT_, int KB_, int STAGES_, bool PREFILL_, int NORM_ = 0, int OUTPUTS_ = 256,
-          int WARPS_ = 8>
-struct LinearConfig {
-    using T = T_;
-    using W = W_;
-    static constexpr int WARPS_N = WARPS_N_, NT = NT_, KB = KB_, STAGES = STAGES_;
-    static constexpr bool PREFILL = PREFILL_;
-    static constexpr int NORM = NORM_, OUTPUTS = OUTPUTS_, WARPS = WARPS_, THREADS = WARPS * 32;
-    static constexpr int STRIP_PAIRS = OUTPUTS / 32, PAIRS = STRIP_PAIRS / WARPS_N; // of tiles: of a strip, of a warp
-    static constexpr int ROWS = NORM > 0 ? NORM : WARPS / WARPS_N * NT * 8; // rows of X per CTA
-    static constexpr u32 WEIGHT_BYTES = STRIP_PAIRS * KB * W::VECTORS * 512;
-    static constexpr u32 TAIL_BYTES = 2 * W::TAIL;
-    static constexpr u32 X_BYTES = NORM > 0 ? 0 : ROWS * KB * 64; // of a stage
-    static constexpr u32 STAGE_BYTES = WEIGHT_BYTES + TAIL_BYTES + X_BYTES, RING_BYTES = STAGES * STAGE_BYTES;
-    // Few rows are read as they are, the last of them in the place of those beyond; more are filled up with zeros.
-    static constexpr bool FILLED = NT > 1;
-    // Prefill of grouped weights keeps the sum of the slices before in shared memory.
-    static constexpr u32 TOTAL_BYTES = PREFILL && W::GROUPED ? PAIRS * 2 * NT * 4 * THREADS * 4 : 0;
-    // The epilogue: tiles of 8 rows in a round; 16 floats for a tile and row, padded against bank conflicts. It may lie
-    // where the sums of slices were.
-    static constexpr int STEP = PAIRS == 1 && NT > 1 && RING_BYTES <= MOST_SHARED_BYTES - (22 << 10) ? 2 : 1;
-    static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
-    static constexpr u32 FINISH_BYTES = WARPS * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
-    static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
-    // Of LIFTED weights the sums over inputs of each row of X and group: of two stages in turn, or of all normalised rows.
-    static constexpr u32 SUMS_AT = ARRIVED_AT + 16;
-    static constexpr u32 SUMS_BYTES = !W::LIFTED ? 0 : NORM > 0 ? NORM_VECTORS * 8 * 8 : 2 * ROWS * 4;
-    static constexpr bool DELAYED = W::LIFTED && NORM == 0; // groups are added a stage later, when the sums are there
-    static constexpr bool OWN = DELAYED && NT == 8; // a warp sums the rows of its first tile, which is tile `warp` of X
-    static_assert(!OWN || WARPS_N == 8);
-    // Normalised rows of all inputs: two of them lie in different halves of the banks.
-    static constexpr u32 ROWS_AT = SUMS_AT + SUMS_BYTES, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
-    static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
-    // Kernels for few rows and for small tiles keep to half of the registers.
-    static constexpr int BLOCKS = NT <= 2 || WARPS < 8 ? 2 : 1;
-    static_assert(!W::GROUPED || KB == 4, "a stage is a record");
-    static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
-    static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
-    static_assert((OUTPUTS == 256 && WARPS == 8) || (PREFILL && !W::GROUPED));
-    static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
-};
-
-// Where a worker is: in a segment, some inputs of a tile of OUTPUTS and ROWS.
-struct LinearCursor {
-    u32 tile, stage, end; // the next stage, of KB blocks of inputs, and that after the segment's last
-    u32 segment;          // its number
-};
-
-template <class C> struct Linear {
+template <class C> struct Linear : LinearShare<C> {
     using T = typename C::T;
     using W = typename C::W;
-    static constexpr int NT = C::NT, PAIRS = C::PAIRS, THREADS = C::THREADS;
-    using Accumulators = float[PAIRS][2][NT][4];
+    using Share = LinearShare<C>;
+    using Accumulators = typename Share::Accumulators;
+    using Share::NT, Share::PAIRS, Share::THREADS;
+    using Share::p, Share::worker, Share::smem, Share::groups, Share::stages;
+    using Share::warp, Share::lane, Share::g, Share::t, Share::warp_n, Share::warp_m;
+    using Share::strip_of, Share::first_row_of, Share::tile_of, Share::next_segment;
+
     struct Group {
         Accumulators sums;
         float2 scale[PAIRS][2]; // [tile] of its two halves
         typename W::template Zero<T> zero[PAIRS];
     };
 
-    const QwenvlLinear &p;
-    u32 worker, n_workers;
-    u8 *smem;
     u32 smem_at;
-    u32 strips, groups, stages, m_tiles;
-    u32 warp, lane, g, t, warp_n, warp_m;
     u64 policy;
     // Of the copies: where this thread reads next, and where it writes in a stage.
     LinearCursor ahead;
@@ -124,18 +73,8 @@ template <class C> struct Linear {
     u32 x_at[2], column_at;
 
     __device__ __forceinline__ Linear(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
-        : p(p), worker(worker), n_workers(n_workers), smem(smem) {
+        : Share(p, worker, n_workers, smem) {
         smem_at = ptx::shared_address(smem);
-        strips = (p.n + C::OUTPUTS - 1) / C::OUTPUTS;
-        groups = (p.k + 127) / 128;
-        stages = groups * 4 / C::KB;
-        m_tiles = (p.m + C::ROWS - 1) / C::ROWS;
-        warp = threadIdx.x / 32;
-        lane = threadIdx.x % 32;
-        g = lane / 4;
-        t = lane % 4;
-        warp_n = warp % C::WARPS_N;
-        warp_m = warp / C::WARPS_N;
         policy = ptx::evict_first();
         to_weights = smem_at + (warp * VECTORS * 32 + lane) * 16;
         to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16;
@@ -157,67 +96,6 @@ template <class C> struct Linear {
             x_at[0] = ptx::opaque(x_at[0]);
             x_at[1] = ptx::opaque(x_at[1]);
             column_at = ptx::opaque(column_at);
-        }
-    }
-
-    // First unit of a run; units are (strip, group), strips outermost.
-    __device__ __forceinline__ u32 run_start(u32 run) const { return run * (strips * groups) / p.n_runs; }
-    // The run that holds a unit.
-    __device__ __forceinline__ u32 run_of(u32 unit) const { return ((unit + 1) * p.n_runs - 1) / (strips * groups); }
-
-    // Whether a slice, or a strip, ends before a unit.
-    __device__ __forceinline__ bool ends_slice(u32 unit) const { return run_of(unit - 1) != run_of(unit); }
-
-    // Tiles are those of a strip, one after the other. One in small m.
-    __device__ __forceinline__ u32 strip_of(u32 tile) const { return C::PREFILL ? tile / m_tiles : tile; }
-    __device__ __forceinline__ u32 first_row_of(u32 tile) const { return C::PREFILL ? tile % m_tiles * C::ROWS : 0; }
-
-    __device__ __forceinline__ LinearCursor first_segment() const {
-        return C::PREFILL ? tile_from(0) : strip_of_run(run_start(worker) / groups);
-    }
-    // Has no stages after the last.
-    __device__ __forceinline__ LinearCursor next_segment(const LinearCursor &at) const {
-        return C::PREFILL ? tile_from(at.segment + 1) : strip_of_run(at.segment + 1);
-    }
-
-    // Small m: a run goes from strip to strip, which number its segments.
-    __device__ __forceinline__ LinearCursor strip_of_run(u32 strip) const {
-        u32 first = max(run_start(worker), strip * groups) - strip * groups;
-        u32 last = min(max(run_start(worker + 1), strip * groups) - strip * groups, groups);
-        return {strip, first * (4 / C::KB), last * (4 / C::KB), strip};
-    }
-
-    // Prefill: the first segment from this number on that has stages, or one without any after the last.
-    // Workers take the tiles of whole rounds in turn. Those that are left, more than there are workers and less
-    // than twice as many, are one row of stages and cut into equal shares, longer than a tile each. So the tile at a cut
-    // has a head in one share and a tail in the next. A worker does its head first and leaves the sums to the next
-    // worker, which goes on with them when it comes to its tail, at the very end: the sums are those of a tile in one
-    // piece, and are there when they are needed.
-    __device__ __forceinline__ LinearCursor tile_from(u32 segment) const {
-        u32 tiles = strips * m_tiles, rounds = tiles / n_workers - (tiles % n_workers > 0 ? 1 : 0);
-        u32 row = tiles % n_workers > 0 ? (tiles - rounds * n_workers) * stages : 0;
-        u32 first = worker * row / n_workers, last = (worker + 1) * row / n_workers; // of the share
-        u32 head = last / stages, tail = first / stages, whole = (first + stages - 1) / stages; // the first whole tile
-        u32 n_whole = max(head, whole) - whole;
-        u32 tile, from = 0, end;
-        for (;; segment++) {
-            if (segment == 0) {
-                tile = rounds * n_workers + head;
-                end = last % stages;
-            } else if (segment <= rounds) {
-                tile = (segment - 1) * n_workers + worker;
-                end = stages;
-            } else if (segment <= rounds + n_whole) {
-                tile = rounds * n_workers + whole + segment - 1 - rounds;
-                end = stages;
-            } else {
-                tile = rounds * n_workers + tail;
-                from = first % stages;
-                end = segment == rounds + n_whole + 1 && from > 0 ? stages : from;
-            }
-            if (from < end || segment > rounds + n_whole) {
-                return {tile, from, end, segment};
-            }
         }
     }
 
@@ -278,9 +156,6 @@ template <class C> struct Linear {
             ptx::copy16(x_at + pass * CHUNKS * 16, there ? from : p.x, there ? 16 : 0);
         }
     }
-
-    // The tile of 8 rows of X that are a warp's accumulators `i`.
-    __device__ __forceinline__ u32 tile_of(u32 i) const { return C::OWN ? i ^ warp : i; }
 
     // The sums of the rows of a stage over its inputs: of 8 neighbours, then `row_sum`. Where no warp has all of a tile.
     __device__ __forceinline__ void sum_rows(u32 at, u32 to) const {
@@ -361,8 +236,8 @@ template <class C> struct Linear {
         }
     }
 
-    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`, or makes `group` of it if weights are LIFTED.
-    // Sums of rows go `row_sums` bytes into theirs.
+    // Adds one stage, `at` bytes into the ring and `row_at` bytes into normalised rows, to `sums`, or makes `group` of it
+    // if weights are LIFTED. Sums of rows go `row_sums` bytes into theirs.
     __device__ __forceinline__ void multiply(u32 at, u32 row_at, u32 row_sums, Accumulators &sums, Group &group) const {
         const u8 *stage = smem + at;
         u32 x[2] = {x_at[0] + (C::NORM > 0 ? row_at : at), x_at[1] + (C::NORM > 0 ? row_at : at)};
@@ -500,73 +375,6 @@ template <class C> struct Linear {
         }
     }
 
-    // Joins the runs that share a strip: all store, the last to arrive adds them in order. Nobody waits. Lanes whose rows
-    // are none of X leave their part of the memory alone; those of the same two rows lie side by side in it, so that few
-    // rows take few sectors. Loads of several runs go out before the first is added: one after the other they would take
-    // longer than the weights of a small layer.
-    __device__ __forceinline__ bool join(Accumulators &sums, u32 strip) const {
-        u32 first = run_of(strip * groups), last = run_of((strip + 1) * groups - 1);
-        if (first == last) {
-            return true;
-        }
-        constexpr int VECTORS = PAIRS * 2 * NT, AT_ONCE = VECTORS < 16 ? 16 / VECTORS : 1;
-        auto place = [&](u32 run) {
-            u32 at = 2 * run + (run_start(run) < strip * groups ? 1 : 0);
-            return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(at) * VECTORS * THREADS + warp * 32 + t * 8 + g;
-        };
-        auto used = [&](int i) { return (warp_m * NT + tile_of(i % NT)) * 8 + 2 * t < p.m; };
-        float4 *mine = place(worker);
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            const float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-            if (used(i)) {
-                mine[i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
-            }
-        }
-        u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
-        __threadfence();
-        __syncthreads(); // all of the block has written
-        if (threadIdx.x == 0) {
-            *arrived = atomicAdd(p.arrivals + strip, 1);
-        }
-        __syncthreads();
-        if (*arrived != last - first) {
-            return false;
-        }
-        __threadfence();
-        if (threadIdx.x == 0) {
-            p.arrivals[strip] = 0; // for the next launch: nobody else comes
-        }
-        for (u32 run = first; run <= last; run += AT_ONCE) {
-            float4 x[AT_ONCE][VECTORS];
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) {
-                const float4 *from = place(min(run + r, last));
-#pragma unroll
-                for (int i = 0; i < VECTORS; i++) {
-                    // Without a branch: lanes of no row take what those of the first two rows have.
-                    x[r][i] = __ldcg(used(i) ? from + i * THREADS : from + (i / NT * NT + tile_of(0)) * THREADS - t * 8);
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < AT_ONCE; r++) {
-                if (run + r > last) {
-                    break;
-                }
-#pragma unroll
-                for (int i = 0; i < VECTORS; i++) {
-                    float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-                    bool start = r == 0 && run == first;
-                    v[0] = start ? x[r][i].x : v[0] + x[r][i].x;
-                    v[1] = start ? x[r][i].y : v[1] + x[r][i].y;
-                    v[2] = start ? x[r][i].z : v[2] + x[r][i].z;
-                    v[3] = start ? x[r][i].w : v[3] + x[r][i].w;
-                }
-            }
-        }
-        return true;
-    }
-
     // Prefill: adds a finished slice to the sum of those before, kept in shared memory, and starts anew.
     __device__ __forceinline__ void fold_slice(Accumulators &sums, bool first, bool last) const {
         float *total = reinterpret_cast<float *>(smem + C::RING_BYTES) + threadIdx.x;
@@ -583,65 +391,6 @@ template <class C> struct Linear {
         }
     }
 
-    // Where the worker of a head leaves its sums: those of the slice and, of grouped weights, of the slices before.
-    __device__ __forceinline__ float4 *left_by(u32 worker) const {
-        constexpr u32 VECTORS = PAIRS * 2 * NT * (C::TOTAL_BYTES > 0 ? 2 : 1);
-        return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(worker) * VECTORS * THREADS + threadIdx.x;
-    }
-
-    // Prefill: leaves the sums of a head to the next worker.
-    __device__ __forceinline__ void leave(const Accumulators &sums, bool first_slice) const {
-        constexpr int VECTORS = PAIRS * 2 * NT;
-        const float *total = reinterpret_cast<const float *>(smem + C::RING_BYTES) + threadIdx.x;
-        float4 *to = left_by(worker);
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            const float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-            to[i * THREADS] = make_float4(v[0], v[1], v[2], v[3]);
-        }
-#pragma unroll
-        for (int i = 0; C::TOTAL_BYTES > 0 && i < VECTORS; i++) {
-            if (!first_slice) {
-                auto at = [&](int e) { return total[(i * 4 + e) * THREADS]; };
-                to[(VECTORS + i) * THREADS] = make_float4(at(0), at(1), at(2), at(3));
-            }
-        }
-        __syncthreads(); // all of the block has written
-        if (threadIdx.x == 0) {
-            ptx::store_release(p.arrivals + worker, 1);
-        }
-    }
-
-    // Goes on with the sums that the worker before has left. Blocks start in order, and that one left them before it did
-    // anything else: this one waits only if that was held up for as long as everything else took here.
-    __device__ __forceinline__ void take_up(Accumulators &sums, bool first_slice) const {
-        constexpr int VECTORS = PAIRS * 2 * NT;
-        if (threadIdx.x == 0) {
-            while (ptx::load_acquire(p.arrivals + worker - 1) == 0) {
-            }
-            p.arrivals[worker - 1] = 0; // for the next launch: nobody else looks
-        }
-        __syncthreads(); // the sums are there, and results of the tile before no longer lie where those of slices go
-        float *total = reinterpret_cast<float *>(smem + C::RING_BYTES) + threadIdx.x;
-        const float4 *from = left_by(worker - 1);
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            float(&v)[4] = sums[i / (2 * NT)][i / NT % 2][i % NT];
-            float4 x = __ldcg(from + i * THREADS);
-            v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-        }
-#pragma unroll
-        for (int i = 0; C::TOTAL_BYTES > 0 && i < VECTORS; i++) {
-            if (!first_slice) {
-                float4 x = __ldcg(from + (VECTORS + i) * THREADS);
-                total[i * 4 * THREADS] = x.x;
-                total[(i * 4 + 1) * THREADS] = x.y;
-                total[(i * 4 + 2) * THREADS] = x.z;
-                total[(i * 4 + 3) * THREADS] = x.w;
-            }
-        }
-    }
-
     static __device__ __forceinline__ void clear(Accumulators &sums) {
 #pragma unroll
         for (int i = 0; i < PAIRS * 2 * NT * 4; i++) {
@@ -653,7 +402,7 @@ template <class C> struct Linear {
         if (!C::PREFILL && worker >= p.n_runs) {
             return;
         }
-        LinearCursor at = first_segment();
+        LinearCursor at = Share::first_segment();
         ahead = at;
         aim();
 #pragma unroll
@@ -680,7 +429,7 @@ template <class C> struct Linear {
             u32 count = at.end - at.stage;
             if (C::PREFILL && W::GROUPED) {
                 u32 unit = strip_of(at.tile) * groups + at.stage;
-                count = min(count, run_start(run_of(unit) + 1) - unit);
+                count = min(count, Share::run_start(Share::run_of(unit) + 1) - unit);
             }
             u32 row_at = at.stage * C::KB * 64; // bytes
             at.stage += count;
@@ -718,11 +467,11 @@ template <class C> struct Linear {
             }
             if (C::PREFILL) { // again, so that only two numbers take registers meanwhile
                 u32 stage = at.stage;
-                at = tile_from(ptx::opaque(at.segment));
+                at = Share::tile_from(ptx::opaque(at.segment));
                 at.stage = stage;
             }
             bool ends_tile = at.stage == stages;
-            if (C::PREFILL && W::GROUPED && (ends_tile || ends_slice(strip_of(at.tile) * groups + at.stage))) {
+            if (C::PREFILL && W::GROUPED && (ends_tile || Share::ends_slice(strip_of(at.tile) * groups + at.stage))) {
                 if (!(first_slice && ends_tile)) {
                     fold_slice(sums, first_slice, ends_tile);
                 }
@@ -732,8 +481,8 @@ template <class C> struct Linear {
                 continue;
             }
             if (C::PREFILL && !ends_tile) {
-                leave(sums, first_slice);
-            } else if (C::PREFILL || join(sums, strip_of(at.tile))) {
+                Share::leave(sums, first_slice);
+            } else if (C::PREFILL || Share::join(sums, strip_of(at.tile))) {
                 if (C::TOTAL_BYTES > 0) {
                     __syncthreads(); // other warps' sums of slices lie where this warp's results go
                 }
@@ -744,8 +493,8 @@ template <class C> struct Linear {
             at = next_segment(at);
             if (C::PREFILL && 0 < at.stage && at.stage < at.end) {
                 u32 strip_start = strip_of(at.tile) * groups;
-                first_slice = !W::GROUPED || run_start(run_of(strip_start + at.stage)) <= strip_start;
-                take_up(sums, first_slice);
+                first_slice = !W::GROUPED || Share::run_start(Share::run_of(strip_start + at.stage)) <= strip_start;
+                Share::take_up(sums, first_slice);
             }
         }
     }

@@ -1,5 +1,6 @@
 // pointwise: activations, SwiGLU and residual sums, where a plan has not fused them; columns in another order
-// math    swiglu: silu(x) · y; quick_gelu: x · sigmoid(1.702 x); gelu: x · Φ(x); add: x + y; all in f32; select_columns: x[:, y], or 0 for no input
+// math    swiglu: silu(x) · y; quick_gelu: x · sigmoid(1.702 x); gelu: x · Φ(x); add: x + y; all in f32;
+//         select_columns: x[:, y], or 0 for no input
 // layout  x, out, y of swiglu: 16-bit [rows, cols]; y and out of add: f32, may be the same
 // launch  grid = elements / 2048 (1024 for add), block = 256, eight (four) elements a thread
 // needs   cols a multiple of 8
