@@ -1,6 +1,7 @@
 //! Every kernel at the sizes of the published models: for `report.rs`, and for `benches/kernels_cuda.rs`.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use cudarc::driver::{CudaStream, result};
 use qwenvl::kernels::cuda::attention::{
@@ -27,7 +28,7 @@ pub struct Case {
     /// Weights, and their bytes, of a linear layer.
     pub weights: f64,
     pub weight_bytes: f64,
-    /// What a linear layer reads beside them: rows, angles, residuals, and parts of sums that several blocks have.
+    /// What a linear layer reads beside them: rows, angles and residuals.
     pub other_bytes: f64,
     /// Which of the blocks a simulator had better run, as CUDASIM_SAMPLE has it; none: all.
     pub sample: Option<&'static str>,
@@ -58,6 +59,12 @@ fn zeroed(bytes: usize) -> Address {
     // SAFETY: just allocated.
     unsafe { result::memset_d8_sync(at, 0, bytes) }.expect("memset");
     at
+}
+
+/// Room for sums of linear layers: the same for all of them, as in an engine.
+fn partials(sm_count: usize) -> Address {
+    static AT: OnceLock<Address> = OnceLock::new();
+    *AT.get_or_init(|| memory(linear::workspace_bytes(sm_count)))
 }
 
 fn of(words: &[u32]) -> Address {
@@ -243,15 +250,8 @@ impl Shapes<'_> {
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
         let sm_count = self.kernels.sm_count() as usize;
         let n_runs = linear::runs(n, k, sm_count);
-        let of_rows = |name: String, tile: Tile, m: usize| {
+        let of_rows = |name: String, m: usize| {
             let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
-            let left_bytes = match tile {
-                Tile::Run => joined_bytes(m, n, k, n_runs),
-                _ => {
-                    let rows = self.kernels.tile_rows(kind, BF16, tile);
-                    cut_bytes([m, n, k], rows, tile, sm_count, (kind != WeightKind::Dense).then_some(n_runs))
-                }
-            };
             let angle_bytes = if matches!(what, What::Qkv(_)) { (m * 64 * 8) as f64 } else { 0.0 };
             Case {
                 name,
@@ -259,7 +259,7 @@ impl Shapes<'_> {
                 flops: 2.0 * (m * n) as f64 * k as f64,
                 weights: n as f64 * k as f64,
                 weight_bytes,
-                other_bytes: x_bytes + angle_bytes + (m * n) as f64 * read_per_output + left_bytes,
+                other_bytes: x_bytes + angle_bytes + (m * n) as f64 * read_per_output,
                 // Blocks are alike, but for those that join runs.
                 sample: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some("first:2"),
                 imbalance: None,
@@ -285,10 +285,9 @@ impl Shapes<'_> {
             workspace: Workspace { partials: 0, arrivals: 0 },
         };
         let tiles: Vec<_> = self.kernels.tiles(&layer).collect();
-        let part =
-            |(tile, rows): &(Tile, Range<usize>)| of_rows(format!("{name} rows {rows:?}"), *tile, rows.len());
+        let part = |(_, rows): &(Tile, Range<usize>)| of_rows(format!("{name} rows {rows:?}"), rows.len());
         let parts = if tiles.len() > 1 { tiles.iter().map(part).collect() } else { Vec::new() };
-        let case = Case { parts, ..of_rows(name.clone(), tiles[0].0, m) };
+        let case = Case { parts, ..of_rows(name.clone(), m) };
         self.case(case, |kernels| {
             let out = memory(m * n * 4);
             let (order, finish) = match what {
@@ -318,7 +317,7 @@ impl Shapes<'_> {
                 out,
                 finish,
                 workspace: Workspace {
-                    partials: memory(linear::workspace_bytes(sm_count)),
+                    partials: partials(sm_count),
                     arrivals: zeroed(linear::arrivals(n, sm_count) * 4),
                 },
                 ..layer
@@ -579,56 +578,6 @@ impl Shapes<'_> {
             Box::new(move |stream| unsafe { kernels.sample(stream, &s) }.expect("launch"))
         });
     }
-}
-
-/// Bytes of parts of sums that the blocks of a linear layer of small m leave for the last of a strip.
-fn joined_bytes(m: usize, n: usize, k: usize, n_runs: usize) -> f64 {
-    let (strips, groups) = (n.div_ceil(256), k.div_ceil(128));
-    let run_of = |unit: usize| ((unit + 1) * n_runs - 1) / (strips * groups);
-    let parts = (0..strips).map(|strip| {
-        let runs = run_of((strip + 1) * groups - 1) - run_of(strip * groups) + 1;
-        if runs > 1 { runs } else { 0 }
-    });
-    // A lane has two rows.
-    (parts.sum::<usize>() * m.div_ceil(2) * 2 * 256 * 4) as f64
-}
-
-/// Bytes of sums that blocks of a prompt's tiles of so many rows leave for the next ones. Of layers in slices, of so many
-/// runs, they leave those of the slices before as well.
-fn cut_bytes(
-    [m, n, k]: [usize; 3],
-    tile_rows: usize,
-    tile: Tile,
-    sm_count: usize,
-    n_runs: Option<usize>,
-) -> f64 {
-    let (outputs, groups) = (tile.outputs(), k.div_ceil(128));
-    let stages = if n_runs.is_some() { groups } else { groups * 4 };
-    let (strips, strip_tiles) = (n.div_ceil(outputs), m.div_ceil(tile_rows));
-    let tiles = strips * strip_tiles;
-    let blocks = tile.blocks(tiles, sm_count);
-    if tiles <= blocks {
-        return 0.0;
-    }
-    // Of whole tiles there is one for each block more, which cuts at the same places.
-    let (rest, rounds) = (tiles % blocks, tiles / blocks - 1);
-    let left = |block: usize| {
-        let at = block * (blocks + rest) * stages / blocks;
-        let (tile, stage) = (rounds * blocks + at / stages, at % stages);
-        let is_first_slice = n_runs.is_none_or(|n_runs| {
-            let (strip, units) = (tile / strip_tiles * groups, strips * groups);
-            let run = ((strip + stage + 1) * n_runs - 1) / units;
-            run * units / n_runs <= strip
-        });
-        if stage == 0 {
-            0
-        } else if is_first_slice {
-            1
-        } else {
-            2
-        }
-    };
-    ((1..blocks).map(left).sum::<usize>() * tile_rows * outputs * 4) as f64
 }
 
 /// Blocks of prefill attention differ, so that few of them say less than those of other kernels: as many as can be.

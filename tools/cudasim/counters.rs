@@ -36,7 +36,7 @@ pub struct Counters {
     /// One entry per static instruction of the kernel, in the order of the PTX.
     pub instructions: Vec<InstructionCount>,
 
-    /// 32-byte sectors of device memory read at least once: the compulsory reads.
+    /// 32-byte sectors of device memory read at least once before the launch has written them: the compulsory reads.
     pub unique_read_sectors: u64,
     /// 32-byte sectors of device memory written at least once: the compulsory write-back.
     pub unique_written_sectors: u64,

@@ -343,7 +343,8 @@ impl GlobalMemory {
         self.writers.record_write(addr, bytes, EarlierWrite { cta, instruction })
     }
 
-    /// Marks the sectors of `addr..addr + bytes` as read by this launch; addresses outside the device are ignored.
+    /// Marks the sectors of `addr..addr + bytes` as read by this launch, but for those that it has written before: they
+    /// are in L2. Addresses outside the device are ignored.
     #[inline]
     pub fn mark_read(&self, addr: u64, bytes: u64) {
         self.sectors.mark_read(addr, bytes);

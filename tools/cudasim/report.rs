@@ -61,7 +61,7 @@ pub struct LaunchReport {
     pub shared: MemoryCount,
     /// Local memory: arrays and spills.
     pub local: MemoryCount,
-    /// Distinct bytes of device memory read, in whole sectors.
+    /// Distinct bytes of device memory read before the launch has written them, in whole sectors.
     pub unique_read_bytes: u64,
     /// Distinct bytes written, in whole sectors.
     pub unique_written_bytes: u64,

@@ -16,7 +16,7 @@ pub const CHUNK_BYTES: u64 = 64 << 10;
 const SECTORS_PER_CHUNK: u64 = CHUNK_BYTES / SECTOR_BYTES;
 const WORDS_PER_CHUNK: usize = (SECTORS_PER_CHUNK / 64) as usize;
 
-/// Unique sectors read and written since the last [`SectorMap::take`].
+/// Unique sectors fetched and written since the last [`SectorMap::take`].
 pub(super) struct SectorMap {
     base: u64,
     end: u64,
@@ -32,7 +32,7 @@ pub(super) struct SectorMap {
 /// What [`super::GlobalMemory::take_sectors`] returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SectorTotals {
-    /// Distinct sectors read.
+    /// Distinct sectors read that the launch had not written before.
     pub read: u64,
     /// Distinct sectors written.
     pub written: u64,
@@ -58,8 +58,9 @@ impl SectorMap {
         })
     }
 
+    /// Sets the bits of a range in `window`, but for those that are set in `unless`.
     #[inline]
-    fn mark(&self, window: &Window, addr: u64, bytes: u64) {
+    fn mark(&self, window: &Window, unless: Option<&Window>, addr: u64, bytes: u64) {
         if addr < self.base || addr >= self.end || bytes == 0 {
             return;
         }
@@ -68,6 +69,7 @@ impl SectorMap {
         let count = (last - self.base) / SECTOR_BYTES - first + 1;
         let words = window.words();
         for_words(first, count, |i, mask| {
+            let mask = mask & !unless.map_or(0, |window| window.words()[i].load(Ordering::Relaxed));
             if set_bits(&words[i], mask) > 0 {
                 let chunk = i / WORDS_PER_CHUNK;
                 if set_bits(&self.dirty[chunk / 64], 1 << (chunk % 64)) > 0 {
@@ -77,14 +79,15 @@ impl SectorMap {
         });
     }
 
+    /// What the launch has written before need not be fetched.
     #[inline]
     pub(super) fn mark_read(&self, addr: u64, bytes: u64) {
-        self.mark(&self.read, addr, bytes);
+        self.mark(&self.read, Some(&self.written), addr, bytes);
     }
 
     #[inline]
     pub(super) fn mark_written(&self, addr: u64, bytes: u64) {
-        self.mark(&self.written, addr, bytes);
+        self.mark(&self.written, None, addr, bytes);
     }
 
     /// Counts the marks of a range of addresses, read and written.

@@ -125,6 +125,12 @@ fn unique_sectors_are_counted_once_and_per_launch() {
     assert_eq!(totals.chunks.iter().map(|c| c.read_sectors).sum::<u32>(), 36);
     assert!(totals.chunks.is_sorted_by_key(|c| c.chunk));
     assert_eq!(m.take_sectors(), SectorTotals::default());
+    // One of four sectors that are written is read before.
+    m.mark_read(a + 32, 4);
+    m.mark_written(a, 128);
+    m.mark_read(a, 160);
+    let totals = m.take_sectors();
+    assert_eq!((totals.read, totals.written), (2, 4));
 }
 
 #[test]
