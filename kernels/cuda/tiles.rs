@@ -78,10 +78,14 @@ pub(super) struct Size {
 const LAUNCH: f64 = 1.7;
 /// What the end of a block's tile costs, while nothing is multiplied.
 const EPILOGUE: f64 = 2.0;
-/// 64 KiB to L2 or from it: adding a run to those before it, leaving the sums of a tile and taking them up.
-const JOIN: f64 = 0.4;
+/// Adding the sums of a run to those of the runs before it in a strip.
+const JOIN: f64 = 0.2;
+/// Leaving the sums of a tile that is cut, and taking up those of another.
+const CUT: f64 = 0.8;
 /// Reading weights of 16 bits from memory, where there are few rows.
 const MEMORY: f64 = 2.2;
+/// Of the lesser of multiplying and reading what the other does not hide.
+const UNHIDDEN: f64 = 0.2;
 /// [`Tile::rate`]: more of the rows and weights come from L2 and shared memory.
 const SQUARE: f64 = 0.9;
 const NARROW: f64 = 0.5;
@@ -144,8 +148,7 @@ impl<R: Fn(Tile) -> usize> Device<R> {
         let is_cut = tiles > blocks && !tiles.is_multiple_of(blocks);
         let of_tile = size.k.div_ceil(GROUP) as f64 + EPILOGUE;
         // Work of the busiest multiprocessor, in tiles.
-        let work =
-            (tiles as f64 / self.sm_count as f64).max(1.0) * of_tile + if is_cut { 2.0 * JOIN } else { 0.0 };
+        let work = (tiles as f64 / self.sm_count as f64).max(1.0) * of_tile + if is_cut { CUT } else { 0.0 };
         let units = (tile.outputs() * tile_rows) as f64 / (STRIP * 64) as f64;
         work * units / tile.rate() + LAUNCH
     }
@@ -158,7 +161,8 @@ impl<R: Fn(Tile) -> usize> Device<R> {
             (units.div_ceil(size.n_runs) as f64, MEMORY * f64::from(size.kind.bits()) / 16.0);
         let launch = |rows: usize| {
             let work = small_rows(rows) as f64 / 64.0;
-            work.max(least) * longest + LAUNCH + work * (EPILOGUE + JOIN * runs_of_strip)
+            let unit = work.max(least) + UNHIDDEN * work.min(least);
+            unit * longest + LAUNCH + work * (EPILOGUE + JOIN * runs_of_strip)
         };
         let most = (self.rows)(Tile::Run);
         let (whole, rest) = (rows / most, rows % most);

@@ -126,13 +126,20 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("comparison fails", "i < p.cols; i += THREADS) {", FIRST_PASS),
     ("comparison fails", "for (u32 run = first; run <= last; run += AT_ONCE) {", FIRST_PASS),
     ("comparison holds", "for (; count > 0; count--) {", FIRST_PASS),
-    // Of the early end of `sum_rows`, taken into the loop.
+    // Of the early end of `sum_rows`.
     (
         "comparison fails",
-        "row_sums ^= C::ROWS * 4; // the other ones",
+        "sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], lanes);",
         "rows that are none are summed for nothing",
     ),
-    ("comparison fails", "if (!C::PREFILL && worker >= p.n_runs) {", "there are as many blocks as runs"),
+    // Of the early end of `run`.
+    (
+        "comparison fails",
+        "column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;",
+        "there are as many blocks as runs",
+    ),
+    ("comparison fails", "if (ahead.stage < ahead.end) {", "copies that nobody reads"),
+    ("comparison fails", "if (tile + STEP < NT) {", "a place that nobody takes"),
     ("comparison holds", "run_start(run) < strip * groups ? 1 : 0", IN_ORDER),
     ("comparison fails", "run_start(run) < strip * groups ? 1 : 0", IN_ORDER),
     (

@@ -250,7 +250,7 @@ impl Shapes<'_> {
         let read_per_output = if matches!(what, What::Residual) { 4.0 } else { 0.0 };
         let sm_count = self.kernels.sm_count() as usize;
         let n_runs = linear::runs(n, k, sm_count);
-        let of_rows = |name: String, m: usize| {
+        let of_rows = |name: String, tile: Tile, m: usize| {
             let x_bytes = if normalised { (m * k * 4 + k * 4) as f64 } else { (m * k * 2) as f64 };
             let angle_bytes = if matches!(what, What::Qkv(_)) { (m * 64 * 8) as f64 } else { 0.0 };
             Case {
@@ -260,9 +260,9 @@ impl Shapes<'_> {
                 weights: n as f64 * k as f64,
                 weight_bytes,
                 other_bytes: x_bytes + angle_bytes + (m * n) as f64 * read_per_output,
-                // Blocks are alike, but for those that join runs.
                 sample: (m > 16 && (m * n) as f64 * k as f64 > 4e9).then_some("first:2"),
-                imbalance: None,
+                // Others are alike.
+                imbalance: (tile == Tile::Run).then(|| imbalance_of_runs(n, k, n_runs)),
                 parts: Vec::new(),
             }
         };
@@ -285,9 +285,10 @@ impl Shapes<'_> {
             workspace: Workspace { partials: 0, arrivals: 0 },
         };
         let tiles: Vec<_> = self.kernels.tiles(&layer).collect();
-        let part = |(_, rows): &(Tile, Range<usize>)| of_rows(format!("{name} rows {rows:?}"), rows.len());
+        let part =
+            |(tile, rows): &(Tile, Range<usize>)| of_rows(format!("{name} rows {rows:?}"), *tile, rows.len());
         let parts = if tiles.len() > 1 { tiles.iter().map(part).collect() } else { Vec::new() };
-        let case = Case { parts, ..of_rows(name.clone(), m) };
+        let case = Case { parts, ..of_rows(name.clone(), tiles[0].0, m) };
         self.case(case, |kernels| {
             let out = memory(m * n * 4);
             let (order, finish) = match what {
@@ -578,6 +579,27 @@ impl Shapes<'_> {
             Box::new(move |stream| unsafe { kernels.sample(stream, &s) }.expect("launch"))
         });
     }
+}
+
+/// Work of the busiest block of runs over the mean: the last of a strip adds up the others and has the epilogue. In units
+/// of 256 outputs and 128 inputs that takes 2, and 0.2 for each run: so that cases that are not sampled have the imbalance
+/// that was counted.
+fn imbalance_of_runs(n: usize, k: usize, n_runs: usize) -> f64 {
+    let (strips, groups) = (n.div_ceil(256), k.div_ceil(128));
+    let units = strips * groups;
+    let start = |run: usize| run * units / n_runs;
+    let work = |run: usize| {
+        let ends = (1..=strips)
+            .map(|strip| strip * groups)
+            .filter(|end| (start(run)..start(run + 1)).contains(&(end - 1)));
+        let joins = ends.map(|end| {
+            let first = ((end - groups + 1) * n_runs - 1) / units;
+            2.0 + 0.2 * (run - first + 1) as f64
+        });
+        (start(run + 1) - start(run)) as f64 + joins.sum::<f64>()
+    };
+    let work: Vec<f64> = (0..n_runs).map(work).collect();
+    work.iter().copied().fold(0.0, f64::max) * n_runs as f64 / work.iter().sum::<f64>()
 }
 
 /// Blocks of prefill attention differ, so that few of them say less than those of other kernels: as many as can be.
