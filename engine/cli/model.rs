@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qwenvl::exec::cpu::CacheUse;
 use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request, Target, host};
@@ -96,26 +96,34 @@ impl SamplingArgs {
     }
 }
 
+/// What `auto`, `cpu`, `cuda` and `cuda:N` name; `None` for anything else.
+///
+/// # Errors
+/// If it names a GPU and this build runs on none.
+pub fn target(device: &str) -> anyhow::Result<Option<Target>> {
+    let ordinal = match device {
+        "cpu" => return Ok(Some(Target::Cpu)),
+        "auto" => return Ok(Some(if host::has_gpu() { Target::Cuda(0) } else { Target::Cpu })),
+        "cuda" => Some(0),
+        device => device.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    if ordinal.is_some() && !cfg!(feature = "cuda") {
+        bail!(
+            "device {device}: this build has no CUDA executor; build with --features cuda, or use --device cpu"
+        );
+    }
+    Ok(ordinal.map(Target::Cuda))
+}
+
 impl ModelArgs {
     /// What `--device` names.
     fn target(&self) -> anyhow::Result<Target> {
-        let ordinal = match self.device.as_str() {
-            "cpu" => return Ok(Target::Cpu),
-            "auto" => return Ok(if host::has_gpu() { Target::Cuda(0) } else { Target::Cpu }),
-            "cuda" => Some(0),
-            device => device.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
-        };
-        match ordinal {
-            Some(_) if !cfg!(feature = "cuda") => bail!(
-                "device {}: this build has no CUDA executor; build with --features cuda, or use --device cpu",
-                self.device
-            ),
-            Some(ordinal) => Ok(Target::Cuda(ordinal)),
-            None => bail!(
+        target(&self.device)?.with_context(|| {
+            format!(
                 "device {} is unknown: use auto, cpu, cuda or cuda:N (named GPUs are for `qwenvl plan`)",
                 self.device
-            ),
-        }
+            )
+        })
     }
 
     /// Opens the checkpoint and what makes prompts from it. Reads no weights.

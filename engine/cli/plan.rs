@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use qwenvl::graph::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow, card_measured};
 use qwenvl::graph::model::{DESIGN, SIMULATED, TokenPart};
 use qwenvl::graph::{Device, DeviceKind, ModelConfig, Plan, PlanOptions};
 use qwenvl::kernels::cpu::{Isa, Pool, peak};
 use qwenvl::vision::Processor;
-use qwenvl::{Checkpoint, host};
+use qwenvl::{Checkpoint, Target, host};
 use serde_json::json;
 
 use super::output;
@@ -22,8 +22,8 @@ pub struct Args {
     /// Checkpoint directory, or just its config.json: weights are not needed.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// cpu for this machine, or a GPU: a100-80g, a100-40g, h100-80g, rtx4090, ... (any wrong name
-    /// lists them).
+    /// This machine's cpu, cuda or cuda:N, auto: its first GPU if it has one; or any machine's a100-80g, a100-40g,
+    /// h100-80g, rtx4090, ... (a wrong name lists them).
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
     /// Most tokens of one sequence, prompt and answer together.
@@ -199,17 +199,24 @@ fn model(args: &Args) -> anyhow::Result<(ModelConfig, Option<u64>)> {
 }
 
 fn device(args: &Args) -> anyhow::Result<Device> {
-    if matches!(args.device.as_str(), "cpu" | "auto") {
-        let threads = args.threads.map_or_else(host::threads, usize::from);
-        let isa = Isa::detect();
-        let mut pool = Pool::new(threads).context("cannot start threads")?;
-        let budget = Duration::from_millis(60);
-        let read = peak::read_bandwidth(isa, &mut pool, &vec![1u8; 128 << 20], budget);
-        let flops = peak::fma_flops(isa, &mut pool, budget);
-        return Ok(Device::cpu(threads, host::available_memory_bytes(), read, flops));
-    }
-    match Device::gpu(&args.device) {
-        Some(device) => Ok(device),
-        None => bail!("device {} is unknown: use cpu, {}", args.device, Device::gpu_names().join(", ")),
+    match super::model::target(&args.device)? {
+        Some(Target::Cpu) => {
+            let threads = args.threads.map_or_else(host::threads, usize::from);
+            let isa = Isa::detect();
+            let mut pool = Pool::new(threads).context("cannot start threads")?;
+            let budget = Duration::from_millis(60);
+            let read = peak::read_bandwidth(isa, &mut pool, &vec![1u8; 128 << 20], budget);
+            let flops = peak::fma_flops(isa, &mut pool, budget);
+            Ok(Device::cpu(threads, host::available_memory_bytes(), read, flops))
+        }
+        #[cfg(feature = "cuda")]
+        Some(Target::Cuda(ordinal)) => Ok(qwenvl::exec::cuda::device(ordinal)?),
+        _ => Device::gpu(&args.device).with_context(|| {
+            format!(
+                "device {} is unknown: use auto, cpu, cuda, cuda:N, {}",
+                args.device,
+                Device::gpu_names().join(", ")
+            )
+        }),
     }
 }

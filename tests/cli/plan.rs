@@ -86,6 +86,21 @@ fn plan_without_a_model_is_of_the_embedded_one_on_this_machine() {
 }
 
 #[test]
+fn plan_takes_the_gpus_of_this_machine() {
+    let plan = |device: &str| qwenvl(&["plan", "--json", "--device", device, "--context", "512"]);
+    if common::target() == Target::Cpu {
+        let refused = plan("cuda");
+        assert!(refused.code == Some(1) && refused.stderr.contains("cuda"), "{}", refused.stderr);
+        return;
+    }
+    let device = plan("cuda").json()["device"].clone();
+    assert!(device.as_str().is_some_and(|d| d.starts_with("cuda:0 (")), "{device}");
+    assert_eq!(plan("auto").json()["device"], device);
+    let missing = plan("cuda:99");
+    assert!(missing.code == Some(1) && missing.stderr.contains("cuda:0"), "{}", missing.stderr);
+}
+
+#[test]
 fn check_says_what_this_build_runs_on() {
     let report = qwenvl(&["check", "--json"]).json();
     assert_eq!(report["passed"], true, "{report:#}");

@@ -101,6 +101,15 @@ impl Gpu {
     pub(super) fn open(ordinal: usize) -> Result<Gpu> {
         find_driver(&format!("device cuda:{ordinal}"))?;
         let step = format!("opening cuda:{ordinal}");
+        let n = CudaContext::device_count().map_err(failed(&step))?;
+        if ordinal >= n as usize {
+            let help = match n {
+                0 => "the driver finds no GPU; use --device cpu".to_string(),
+                1 => "this machine has one GPU, cuda:0".to_string(),
+                n => format!("this machine has {n} GPUs, cuda:0 to cuda:{}", n - 1),
+            };
+            return Err(Error::Unsupported { what: format!("device cuda:{ordinal}"), help });
+        }
         let context = CudaContext::new(ordinal).map_err(failed(&step))?;
         // SAFETY: all work is on one stream, so that no slice needs events.
         unsafe { context.disable_event_tracking() };
