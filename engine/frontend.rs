@@ -45,6 +45,8 @@ pub struct Prepared {
     pub notices: Vec<String>,
     /// Most tokens to generate, if the request says.
     pub max_tokens: Option<usize>,
+    /// Whether the answer goes on after a token that ends it: so that a measurement has the length it wants.
+    pub ignore_eos: bool,
     pub(crate) sampling: SamplingParams,
     pub(crate) decoder: TokenDecoder,
     pub(crate) stop: StopMatcher,
@@ -153,15 +155,7 @@ impl Frontend {
                 expected: "at least one message".into(),
             });
         }
-        let sampling = request.sampling(&self.generation.sampling);
-        sampling.check()?;
-        if request.max_tokens == Some(0) {
-            return Err(Error::Request {
-                field: "max_tokens".into(),
-                found: "0".into(),
-                expected: "at least 1".into(),
-            });
-        }
+        self.check(request)?;
         let visuals = self.processor.load(&self.visual_requests(request)?, &self.fetch_limits)?;
         let start = Instant::now();
         let text = self.template.render(&request.messages, true, request.add_vision_id)?;
@@ -190,17 +184,67 @@ impl Frontend {
         let merge = self.config.vision.spatial_merge_size;
         Ok(Prepared {
             visual_tokens: visuals.iter().map(|v| v.grid.tokens(merge)).sum(),
-            tokens,
             positions: index.positions,
             delta: index.delta,
             visuals,
+            timings,
+            ..self.prepared(tokens, request)?
+        })
+    }
+
+    /// A request of text that is tokens already; the messages of `request` are not used.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for no tokens, for ids that are none of the model's or stand for pictures, and for
+    /// parameters out of range.
+    pub fn prepare_tokens(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared> {
+        self.check(request)?;
+        let problem = |found: String| Error::Request {
+            field: "tokens".into(),
+            found,
+            expected: format!("one id or more, of text, below {}", self.config.text.vocab_size),
+        };
+        let placeholders = [self.config.image_token_id, self.config.video_token_id];
+        let is_text = |id: u32| (id as usize) < self.config.text.vocab_size && !placeholders.contains(&id);
+        if tokens.is_empty() {
+            return Err(problem("none".into()));
+        }
+        if let Some(at) = tokens.iter().position(|id| !is_text(*id)) {
+            return Err(problem(format!("{} at {at}", tokens[at])));
+        }
+        let index = rope_index(&tokens, &self.config, &[], &[])?;
+        Ok(Prepared { positions: index.positions, delta: index.delta, ..self.prepared(tokens, request)? })
+    }
+
+    /// Refuses parameters that are out of range.
+    fn check(&self, request: &Request) -> Result<()> {
+        request.sampling(&self.generation.sampling).check()?;
+        if request.max_tokens == Some(0) {
+            return Err(Error::Request {
+                field: "max_tokens".into(),
+                found: "0".into(),
+                expected: "at least 1".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tokens with what a request says of their answer, but for positions and pictures.
+    fn prepared(&self, tokens: Vec<u32>, request: &Request) -> Result<Prepared> {
+        Ok(Prepared {
+            tokens,
+            positions: Vec::new(),
+            delta: 0,
+            visuals: Vec::new(),
+            visual_tokens: 0,
             notices: notices(request),
             max_tokens: request.max_tokens,
-            sampling,
+            ignore_eos: false,
+            sampling: request.sampling(&self.generation.sampling),
             decoder: self.tokenizer.decoder(!request.keep_special_tokens),
             stop: StopMatcher::new(request.stop.clone())?,
             cancel: request.cancel.clone(),
-            timings,
+            timings: Timings::default(),
         })
     }
 

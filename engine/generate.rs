@@ -477,7 +477,7 @@ impl Scheduler {
             if s.generated.len() == 1 {
                 s.prepared.timings.first_token_ms = ms(s.started.elapsed());
             }
-            let is_eos = self.eos.contains(&id);
+            let is_eos = !s.prepared.ignore_eos && self.eos.contains(&id);
             let piece = if is_eos { String::new() } else { s.prepared.decoder.push(id) };
             let out = s.prepared.stop.push(piece);
             s.text.push_str(&out.text);

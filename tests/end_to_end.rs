@@ -4,7 +4,7 @@ mod common;
 
 use common::samples::{Sample, samples};
 use common::{ints, path, tiny_gptq};
-use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event};
+use qwenvl::{Answer, Checkpoint, Engine, EngineOptions, Event, FinishReason};
 use tempfile::TempDir;
 
 fn bf16() -> Checkpoint {
@@ -89,6 +89,33 @@ fn every_sample_is_answered_as_by_the_reference_in_one_batch() {
                 check(sample, &answer, suffix);
             }
         }
+    }
+}
+
+#[test]
+fn a_prompt_of_tokens_is_answered_as_its_text_and_beyond_the_end_if_that_is_asked_for() {
+    let mut engine = Engine::load(Checkpoint::tiny().unwrap(), &options()).unwrap();
+    let is_text =
+        |s: &&Sample| ["image_grid_thw", "video_grid_thw"].iter().all(|key| s.value[*key].is_null());
+    let sample = samples().into_iter().find(|s| is_text(&s)).expect("a sample of text");
+    let tokens: Vec<u32> = ints(&sample.value["input_ids"]);
+    let prepared = engine.frontend().prepare_tokens(tokens.clone(), &sample.request).unwrap();
+    let answer = engine.generate_prepared(prepared).unwrap().finish().unwrap();
+    check(&sample, &answer, "_awq");
+    assert_eq!(answer.finish_reason, FinishReason::Stop);
+
+    let mut prepared = engine.frontend().prepare_tokens(tokens, &sample.request).unwrap();
+    (prepared.ignore_eos, prepared.max_tokens) = (true, Some(answer.token_ids.len() + 5));
+    let longer = engine.generate_prepared(prepared).unwrap().finish().unwrap();
+    assert_eq!(longer.token_ids[..answer.token_ids.len()], answer.token_ids);
+    assert_eq!(
+        (longer.finish_reason, longer.token_ids.len()),
+        (FinishReason::Length, answer.token_ids.len() + 5)
+    );
+    let (vocab, image) = (engine.plan().config.text.vocab_size as u32, engine.plan().config.image_token_id);
+    for (tokens, named) in [(vec![], "none"), (vec![1, vocab], "at 1"), (vec![image], "at 0")] {
+        let error = engine.frontend().prepare_tokens(tokens, &sample.request).err().expect("an error");
+        assert!(error.to_string().contains(named), "{error}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod batch;
+mod bench;
 mod boxes;
 mod chat;
 mod check;
@@ -32,6 +33,7 @@ Examples:
   qwenvl run --model Qwen2-VL-2B-Instruct-AWQ --image a.png --image b.png \"What changed?\"
   qwenvl chat --model Qwen2-VL-7B-Instruct
   qwenvl batch requests.jsonl --output answers.jsonl
+  qwenvl bench --model Qwen2-VL-2B-Instruct-AWQ --input 1,6144 --output 256
   qwenvl plan --model Qwen2-VL-72B-Instruct-AWQ --device a100-80g --context 32768";
 
 #[derive(Subcommand)]
@@ -42,6 +44,12 @@ enum Command {
     Chat(chat::Args),
     /// Answer many requests from a file, several at a time.
     Batch(batch::Args),
+    /// Measure prefill and decoding at the model card's inputs, beside its numbers.
+    ///
+    /// Prompts are random tokens, answers have the length that is asked for. A row has the time of the prefill, the
+    /// rate of decoding alone with the bytes that it reads, and, as the card's table, all tokens generated over the time
+    /// of everything.
+    Bench(bench::Args),
     /// Look for GPUs and test every kernel on each.
     Check(check::Args),
     /// Show what would run, what memory it needs, and how fast it could be at best.
@@ -54,6 +62,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Batch(args) => batch::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Check(args) => check::run(args),
         Command::Plan(args) => plan::run(args),
     }

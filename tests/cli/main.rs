@@ -4,6 +4,7 @@
 mod common;
 
 mod batch;
+mod bench;
 mod errors;
 mod plan;
 mod run;
@@ -60,8 +61,9 @@ impl Run {
 fn command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qwenvl"));
     command.args(args).current_dir(path("tests/data/samples"));
-    let runs =
-        args.first().is_some_and(|a| ["run", "chat", "batch"].map(AsRef::as_ref).contains(&a.as_ref()));
+    let runs = args
+        .first()
+        .is_some_and(|a| ["run", "chat", "batch", "bench"].map(AsRef::as_ref).contains(&a.as_ref()));
     if runs && common::target() != Target::Cpu && args.iter().all(|a| a.as_ref() != "--device") {
         command.args(["--device", "cuda"]);
     }

@@ -113,7 +113,7 @@ fn check_says_what_this_build_runs_on() {
 #[test]
 fn help_names_every_command_and_the_format_of_batch_files() {
     let help = qwenvl(&["--help"]).ok();
-    for name in ["run", "chat", "batch", "plan"] {
+    for name in ["run", "chat", "batch", "bench", "check", "plan"] {
         assert!(help.contains(&format!("  {name} ")), "{help}");
     }
     let batch = qwenvl(&["batch", "--help"]).ok();
