@@ -4,13 +4,17 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use common::samples::{Sample, samples};
 use common::{path, tiny_gptq};
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use qwenvl::exec::compare::compare;
 use qwenvl::exec::{DecoderCall, Executor, Phase, SampleRow};
 use qwenvl::graph::{DType, Plan};
 use qwenvl::kernels::SeqRows;
+use qwenvl::kernels::cuda::capturing;
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
 use qwenvl::{Checkpoint, Engine, EngineOptions, Event, Frontend, Result, Target};
 use random_checkpoint::{Format, Size};
@@ -256,4 +260,21 @@ fn engines_share_a_device_and_a_process() {
         texts.sort();
         assert_eq!(alone, texts);
     }
+}
+
+#[test]
+fn an_engine_that_goes_leaves_the_captures_of_others_alone() {
+    let engine = Engine::load(Checkpoint::tiny().unwrap(), &options(Target::Cuda(0))).unwrap();
+    let context = CudaContext::new(0).unwrap();
+    // SAFETY: nothing runs on the stream. With tracking a new stream waits for all others.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().unwrap();
+    let alone = capturing();
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+    let going = std::thread::spawn(move || drop(engine));
+    std::thread::sleep(Duration::from_millis(300));
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    assert!(stream.end_capture(flags).is_ok());
+    drop(alone);
+    going.join().unwrap();
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use qwenvl::graph::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, card_measured};
 use qwenvl::{Engine, EngineOptions, Event, Request};
 use serde_json::{Value, json};
@@ -68,7 +68,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         max_visual_tokens: Some(0),
         ..EngineOptions::default()
     };
-    let mut engine = args.model.load(checkpoint, frontend, options)?;
+    let mut engine = args
+        .model
+        .load(checkpoint, frontend, options)
+        .with_context(|| format!("--input {longest}, --output {output}, --parallel {parallel}"))?;
     let peaks = engine.measure();
     measure(&mut engine, 1, 2, parallel)?; // so that weights are in memory, and clocks up
     let plan = engine.plan();

@@ -17,7 +17,7 @@ mod tiles;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUdevice_attribute_enum as Capability, CUfunction_attribute_enum as Attribute};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
@@ -336,8 +336,16 @@ impl Kernels {
     }
 }
 
+/// Nobody else in this process captures a stream, or unloads kernels, while this is held. Unloading waits for all streams
+/// of a device, which ends the capture of one by another thread with an error.
+pub fn capturing() -> MutexGuard<'static, ()> {
+    static CAPTURING: Mutex<()> = Mutex::new(());
+    CAPTURING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Kernels {
     fn drop(&mut self) {
+        let _alone = capturing();
         let modules = ManuallyDrop::new(std::mem::take(&mut self.modules));
         if self.context.bind_to_thread().is_ok() {
             for &module in modules.iter() {

@@ -29,6 +29,8 @@ fn bench_measures_as_many_tokens_as_it_is_asked_for() {
 fn bench_takes_no_more_than_the_model_has_positions() {
     let long = qwenvl(&["bench", "--input", "1,4000000", "--output", "8"]);
     assert!(long.code == Some(1) && long.stderr.contains("positions"), "{}", long.stderr);
+    let many = qwenvl(&["bench", "--device", "cpu", "--input", "30000", "--parallel", "1024"]);
+    assert!(many.code == Some(1) && many.stderr.contains("--parallel 1024"), "{}", many.stderr);
     let none = qwenvl(&["bench", "--input", "0"]);
     assert!(none.code == Some(2) && none.stderr.contains("--input"), "{}", none.stderr);
 }

@@ -299,6 +299,7 @@ impl CudaExecutor {
         if self.waits {
             return Ok(());
         }
+        let _alone = cuda_kernels::capturing();
         let most = self.plan.options.max_seqs;
         // The arena has rows for the plan's sequences, no more.
         let smaller = cuda::BUCKETS.into_iter().filter(|&b| b < most);
