@@ -211,7 +211,12 @@ fn tiles_cut_between_blocks_and_rows_shared_out_to_kernels_have_the_bits_of_whol
     let (half, n) = (Half::BF16, 27 * 256);
     // More tiles than there are multiprocessors, of which a few rows have fewer. Inputs of one stage and of several;
     // slices that end in the middle of a tile.
-    let formats = [(AWQ4, 640, 4 * 64 + 8), (GPTQ8, 128, 4 * 64 + 8), (dense(half), 352, 4 * 128 + 8)];
+    let formats = [
+        (AWQ4, 640, 4 * 64 + 8),
+        (GPTQ8, 128, 4 * 64 + 8),
+        (GPTQ8, 384, 4 * 64 + 8),
+        (dense(half), 352, 4 * 128 + 8),
+    ];
     for (format, k, m) in
         formats.into_iter().flat_map(|f| tested([f.0]).map(move |format| (format, f.1, f.2)))
     {

@@ -132,11 +132,14 @@ const UNSEEN: &[(&str, &str, &str)] = &[
         "sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], lanes);",
         "rows that are none are summed for nothing",
     ),
-    // Of the early end of `run`.
+    ("comparison fails", "if (!C::PREFILL && worker >= p.n_runs) {", AS_MANY),
+    // That line, where the compiler puts it before others.
+    ("comparison fails", "column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;", AS_MANY),
+    // Of `join`: whether a lane has rows.
     (
         "comparison fails",
-        "column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;",
-        "there are as many blocks as runs",
+        "u32 rows = smem_at + C::WEIGHT_BYTES + C::TAIL_BYTES + (warp_m",
+        "sums of rows that are none are left in a place of their own, and added for nothing",
     ),
     ("comparison fails", "if (ahead.stage < ahead.end) {", "copies that nobody reads"),
     ("comparison fails", "if (tile + STEP < NT) {", "a place that nobody takes"),
@@ -156,6 +159,7 @@ const UNSEEN: &[(&str, &str, &str)] = &[
     ("comparison fails", "const u32 bin = s.cut.bin;", FIRST_PASS),
 ];
 
+const AS_MANY: &str = "there are as many blocks as runs";
 const IN_ORDER: &str =
     "the simulator runs blocks in order: a run's first strip is joined before it stores its second";
 const BEHIND: &str = "values follow keys in a page: as heads behind those of keys they are in the same place";
