@@ -156,7 +156,7 @@ fn header() -> String {
 # over the least; i/w machine instructions of a lane per weight; i/mma of a warp per mma; us: modelled time of the kernel
 # alone, beside which a graph takes 1.3 us between kernels; bound: the least bytes at 1.80 TB/s or the least operations
 # at 312 TFLOP/s; %: bound over us; what limits it. A dash where only some blocks were run; then us is longer by how much
-# more the busiest block has to do, where the list of tiles tells.
+# more the busiest block has to do, where blocks are known to differ.
 {:<WIDTH$} {:<26} {:>6} {:>4} {:>3} {:>2} {:>6} {:>2} {:>5} {:>5} {:>5} {:>6} {:>6} {:>6} {:>6} {:>9} {:>9} {:>6} limit
 ",
         NVCC.0,
