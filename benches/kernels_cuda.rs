@@ -65,6 +65,6 @@ mod cuda {
             );
         };
         let wanted = |case: &Case| filter.as_ref().is_none_or(|f| case.name.contains(f.as_str()));
-        Shapes { kernels: &kernels, wanted: &wanted, run: &mut run }.all();
+        Shapes { kernels: &kernels, wanted: &wanted, run: &mut run, keeps_memory: simulated }.all();
     }
 }

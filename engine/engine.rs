@@ -293,8 +293,9 @@ fn cuda(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> Result<Box<dyn Executor>> {
-    let plan = Plan::new(config, &crate::exec::cuda::device(ordinal)?, options)?;
-    Ok(Box::new(crate::exec::cuda::CudaExecutor::bind(plan, Arc::new(checkpoint), ordinal, progress)?))
+    let gpu = crate::exec::cuda::Gpu::open(ordinal)?;
+    let plan = Plan::new(config, &gpu.device()?, options)?;
+    Ok(Box::new(crate::exec::cuda::CudaExecutor::bind(plan, Arc::new(checkpoint), gpu, progress)?))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -5,10 +5,10 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// Whether this build has the CUDA executor and the first GPU can be used.
+/// Whether this build has the CUDA executor, and kernels for the first GPU and its driver.
 pub fn has_gpu() -> bool {
     #[cfg(feature = "cuda")]
-    return crate::exec::cuda::device(0).is_ok();
+    return crate::exec::cuda::is_usable(0);
     #[cfg(not(feature = "cuda"))]
     false
 }

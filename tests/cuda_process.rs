@@ -173,7 +173,9 @@ fn a_failure_in_a_decode_graph_names_the_step() {
     some(&first_failures("sticky", "", "0"), &under_way);
     let named = first_failures("sticky", "", "1");
     for error in &named {
-        let step = error.split("hit by ").nth(1).expect("whose fault it was");
+        let (_, fault) = error.split_once("hit by ").expect("whose fault it was");
+        let (step, advice) = fault.split_once(": ").expect("what to do");
+        assert!(advice.contains("start it anew"), "{error}");
         assert!(error.starts_with(&format!("CUDA: {step}")), "one step: {error}");
     }
     some(&named, &["decode step"]);
@@ -197,11 +199,19 @@ fn uneven_groups(dir: &std::path::Path) {
     std::fs::write(&path, file).unwrap();
 }
 
+/// What a real driver takes for itself: code of kernels, graphs. The simulated one takes nothing.
+fn kept_by_driver(bytes: u64) -> u64 {
+    if is_real() { bytes } else { 0 }
+}
+
 #[test]
 #[ignore = "a child of the tests here"]
 fn holds_what_its_plan_states() {
     let context = CudaContext::new(0).unwrap();
-    let free = || context.mem_get_info().unwrap().0 as u64;
+    let free = || {
+        context.synchronize().unwrap();
+        context.mem_get_info().unwrap().0 as u64
+    };
     let random = |format, key: &str, value: Value| {
         let dir = tempfile::tempdir().unwrap();
         let mut config = random_checkpoint::config_json(Size::Tiny, format);
@@ -242,7 +252,7 @@ fn holds_what_its_plan_states() {
         engine.answer(&request()).unwrap();
         println!("@ {} {} {}", engine.plan().memory.total_bytes(), before - loaded, before - free());
         drop(engine);
-        assert_eq!(free(), before, "an engine takes its memory with it");
+        assert!(before.saturating_sub(free()) <= kept_by_driver(64 << 20), "an engine takes its memory with it");
     }
 }
 
@@ -255,8 +265,9 @@ fn the_device_holds_what_the_plan_states() {
         let bytes: Vec<u64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
         let [planned, loaded, answered] = bytes[..] else { panic!("{line}") };
         // Five blocks, rounded to the allocator's pages.
-        assert!(loaded >= planned && loaded <= planned + 5 * (2 << 20), "{line}");
-        assert_eq!(loaded, answered, "an answer takes nothing");
+        let most = planned + 5 * (2 << 20) + kept_by_driver(512 << 20);
+        assert!(loaded >= planned && loaded <= most, "{line}");
+        assert!(answered.abs_diff(loaded) <= kept_by_driver(64 << 20), "an answer takes nothing: {line}");
     }
 }
 

@@ -154,9 +154,9 @@ fn executor(max_seqs: usize) -> Box<dyn Executor> {
     let checkpoint = Checkpoint::tiny().unwrap();
     let frontend = Frontend::new(&checkpoint).unwrap();
     let options = EngineOptions { max_seqs, ..options(Target::Cuda(0)) };
-    let device = qwenvl::exec::cuda::device(0).unwrap();
-    let plan = Plan::new(&checkpoint.config, &device, &options.plan_options(&frontend)).unwrap();
-    Box::new(qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint.into(), 0, &mut |_, _| {}).unwrap())
+    let gpu = qwenvl::exec::cuda::Gpu::open(0).unwrap();
+    let plan = Plan::new(&checkpoint.config, &gpu.device().unwrap(), &options.plan_options(&frontend)).unwrap();
+    Box::new(qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint.into(), gpu, &mut |_, _| {}).unwrap())
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn cuda(report: &mut Value, out: Option<&mut impl Write>) -> std::io::Result<boo
 #[cfg(feature = "cuda")]
 fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result<bool> {
     use qwenvl::exec::cuda as exec;
-    use qwenvl::kernels::cuda::{ARCHS, DRIVER_FLOOR, DRIVER_FLOOR_PTX, NVCC, linux_driver};
+    use qwenvl::kernels::cuda::{ARCHS, DRIVER_FLOOR, DRIVER_FLOOR_PTX, NVCC, linux_driver, machine_code};
 
     macro_rules! say {
         ($($arg:tt)*) => {
@@ -95,19 +95,23 @@ fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result
     let mut all_passed = true;
     for ordinal in 0..n {
         let mut device = json!({ "ordinal": ordinal });
-        match exec::device(ordinal).and_then(|d| Ok((d, exec::capability(ordinal)?))) {
-            Ok((found, ((major, minor), free, total))) => {
+        let asked = exec::Gpu::open(ordinal).and_then(|gpu| Ok((gpu.device()?, gpu.capability()?, gpu.memory()?)));
+        match asked {
+            Ok((found, (major, minor), (free, total))) => {
                 device["name"] = found.name.clone().into();
                 device["compute_capability"] = version((major, minor)).into();
                 device["free_bytes"] = free.into();
                 device["total_bytes"] = total.into();
-                let own = ARCHS.contains(&(major * 10 + minor));
-                device["runs"] = if own { format!("sm_{major}{minor}") } else { "ptx".into() }.into();
+                let code = machine_code(major * 10 + minor).map(|code| format!("sm_{code}"));
+                device["runs"] = code.as_deref().unwrap_or("ptx").into();
                 let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
                 say!(
                     "\n{}: sm_{major}{minor} ({}), {:.1} of {:.1} GiB free",
                     found.name,
-                    if own { "its own machine code" } else { "from PTX" },
+                    match code {
+                        Some(code) => format!("machine code for {code}"),
+                        None => "compiled from PTX by the driver, at the first start".into(),
+                    },
                     gib(free),
                     gib(total)
                 );

@@ -210,7 +210,7 @@ fn device(args: &Args) -> anyhow::Result<Device> {
             Ok(Device::cpu(threads, host::available_memory_bytes(), read, flops))
         }
         #[cfg(feature = "cuda")]
-        Some(Target::Cuda(ordinal)) => Ok(qwenvl::exec::cuda::device(ordinal)?),
+        Some(Target::Cuda(ordinal)) => Ok(qwenvl::exec::cuda::Gpu::open(ordinal)?.device()?),
         _ => Device::gpu(&args.device).with_context(|| {
             format!(
                 "device {} is unknown: use auto, cpu, cuda, cuda:N, {}",

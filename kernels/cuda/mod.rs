@@ -201,28 +201,7 @@ impl Kernels {
         driver("making the context current", context.bind_to_thread())?;
         let capability = driver("asking for the compute capability", context.compute_capability())?;
         let arch = (capability.0 * 10 + capability.1) as u32;
-        if arch < 80 {
-            return Err(Error::Unsupported {
-                what: format!("a device of compute capability {}.{}", capability.0, capability.1),
-                help: "the kernels need 8.0 (Ampere) or newer".into(),
-            });
-        }
-        let version = driver_version()?;
-        let has_cubin = ARCHS.contains(&arch);
-        let floor = if has_cubin { DRIVER_FLOOR } else { DRIVER_FLOOR_PTX };
-        if version < floor {
-            return Err(Error::Unsupported {
-                what: format!("a driver for CUDA {}.{}", version.0, version.1),
-                help: format!(
-                    "this build's kernels for sm_{arch} need CUDA {}.{} (driver {}): update the driver, or build \
-                     with nvcc {}",
-                    floor.0,
-                    floor.1,
-                    linux_driver(floor),
-                    version.0
-                ),
-            });
-        }
+        supports(arch)?;
         let sm_count = driver(
             "asking for the multiprocessors",
             context.attribute(Capability::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
@@ -375,6 +354,58 @@ unsafe fn config(module: sys::CUmodule, name: &CString) -> std::result::Result<[
     Ok(config)
 }
 
+/// The architecture of device `ordinal`, 80 for 8.0. Makes no context.
+///
+/// # Errors
+/// [`Error::Driver`] if the driver does not answer.
+pub fn arch(ordinal: usize) -> Result<u32> {
+    driver("asking for the compute capability", {
+        result::init().and_then(|()| result::device::get(ordinal as i32)).and_then(|device| {
+            // SAFETY: the device is one that the driver gave.
+            let of = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+            let major = of(Capability::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            let minor = of(Capability::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            Ok((major * 10 + minor) as u32)
+        })
+    })
+}
+
+/// The architecture whose machine code an `arch` runs: its own, or an older one of the same major number, except on
+/// Jetson boards, which are families of their own. `None`: the driver compiles PTX.
+pub fn machine_code(arch: u32) -> Option<u32> {
+    let runs = |&code: &u32| code == arch || (code / 10 == arch / 10 && code < arch && arch != 87);
+    ARCHS.iter().copied().filter(runs).max()
+}
+
+/// Whether this build's kernels run on such an architecture with the driver that is here.
+///
+/// # Errors
+/// [`Error::Unsupported`] if not, [`Error::Driver`] if the driver does not answer.
+pub fn supports(arch: u32) -> Result<()> {
+    if arch < 80 {
+        return Err(Error::Unsupported {
+            what: format!("a device of compute capability {}.{}", arch / 10, arch % 10),
+            help: "the kernels need 8.0 (Ampere) or newer".into(),
+        });
+    }
+    let version = driver_version()?;
+    let floor = if machine_code(arch).is_some() { DRIVER_FLOOR } else { DRIVER_FLOOR_PTX };
+    if version < floor {
+        return Err(Error::Unsupported {
+            what: format!("a driver for CUDA {}.{}", version.0, version.1),
+            help: format!(
+                "this build's kernels for sm_{arch} need CUDA {}.{} (driver {}): update the driver, or build \
+                 with nvcc {}",
+                floor.0,
+                floor.1,
+                linux_driver(floor),
+                version.0
+            ),
+        });
+    }
+    Ok(())
+}
+
 /// (13, 0) for a driver of CUDA 13.0.
 ///
 /// # Errors
@@ -389,10 +420,16 @@ pub fn driver_version() -> Result<(u32, u32)> {
 /// The first Linux driver for a CUDA version, as in the release notes of the toolkits.
 pub fn linux_driver((major, minor): (u32, u32)) -> &'static str {
     match (major, minor) {
-        (12, 0..=3) => "525",
-        (12, 4..=5) => "550",
-        (12, 6..=7) => "560",
-        (12, _) => "570",
+        (12, 0) => "525",
+        (12, 1) => "530",
+        (12, 2) => "535",
+        (12, 3) => "545",
+        (12, 4) => "550",
+        (12, 5) => "555",
+        (12, 6) => "560",
+        (12, 7) => "565",
+        (12, 8) => "570",
+        (12, 9) => "575",
         (13, 0) => "580",
         _ => "of that CUDA version",
     }

@@ -43,8 +43,9 @@ pub fn executor(
     };
     #[cfg(feature = "cuda")]
     if super::target() != qwenvl::Target::Cpu {
-        let plan = plan(qwenvl::exec::cuda::device(0).unwrap());
-        let bound = qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint, 0, &mut |_, _| {});
+        let gpu = qwenvl::exec::cuda::Gpu::open(0).unwrap();
+        let plan = plan(gpu.device().unwrap());
+        let bound = qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint, gpu, &mut |_, _| {});
         return Box::new(bound.unwrap());
     }
     let plan = plan(Device::cpu(2, 0, 0.0, 0.0));

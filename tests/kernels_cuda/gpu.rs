@@ -100,6 +100,7 @@ impl<T: Pod> Buffer<T> {
         if !values.is_empty() {
             // SAFETY: the memory was just allocated.
             unsafe { result::memcpy_htod_sync(buffer.at, values) }.unwrap();
+            settle();
         }
         buffer
     }
@@ -130,6 +131,7 @@ impl<T: Pod> Buffer<T> {
     fn fill(&self, byte: u8) {
         // SAFETY: the memory was just allocated.
         unsafe { result::memset_d8_sync(self.at, byte, self.len * size_of::<T>()) }.unwrap();
+        settle();
     }
 
     /// Waits for the test's stream, then reads all.
@@ -149,6 +151,13 @@ impl<T> Drop for Buffer<T> {
             let _ = unsafe { result::free_sync(self.at) };
         }
     }
+}
+
+/// Waits for what was sent or filled: calls named synchronous return before the device is done, and the streams of tests
+/// do not wait for them.
+fn settle() {
+    // SAFETY: the default stream.
+    unsafe { result::stream::synchronize(std::ptr::null_mut()) }.unwrap();
 }
 
 /// Structs of `abi.h` as words.

@@ -43,7 +43,7 @@ fn cases(sample: Option<&str>, launch: bool) -> Vec<Case> {
         go(&stream());
         stream().synchronize().unwrap();
     };
-    Shapes { kernels: &gpu().kernels, wanted: &wanted, run: &mut run }.all();
+    Shapes { kernels: &gpu().kernels, wanted: &wanted, run: &mut run, keeps_memory: true }.all();
     found.into_inner()
 }
 

@@ -1,5 +1,6 @@
 //! Every kernel at the sizes of the published models: for `report.rs`, and for `benches/kernels_cuda.rs`.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -46,12 +47,21 @@ pub struct Shapes<'a> {
     pub kernels: &'a Kernels,
     pub wanted: &'a dyn Fn(&Case) -> bool,
     pub run: Run<'a>,
+    /// Whether cases leave their memory to nobody else, so that none finds in L2 what another left there.
+    pub keeps_memory: bool,
 }
 
-/// Device memory of any content, kept until the process ends: so that no case finds in L2 what another left there.
+/// Device memory of any content, the case's.
 fn memory(bytes: usize) -> Address {
-    // SAFETY: never freed.
-    unsafe { result::malloc_sync(bytes) }.expect("device memory")
+    // SAFETY: freed by `case`, or never.
+    let at = unsafe { result::malloc_sync(bytes) }.expect("device memory");
+    OF_CASE.with_borrow_mut(|of_case| of_case.push(at));
+    at
+}
+
+thread_local! {
+    /// What [`memory`] gave to the case that is running.
+    static OF_CASE: RefCell<Vec<Address>> = const { RefCell::new(Vec::new()) };
 }
 
 fn zeroed(bytes: usize) -> Address {
@@ -64,7 +74,8 @@ fn zeroed(bytes: usize) -> Address {
 /// Room for sums of linear layers: the same for all of them, as in an engine.
 fn partials(sm_count: usize) -> Address {
     static AT: OnceLock<Address> = OnceLock::new();
-    *AT.get_or_init(|| memory(linear::workspace_bytes(sm_count)))
+    // SAFETY: never freed.
+    *AT.get_or_init(|| unsafe { result::malloc_sync(linear::workspace_bytes(sm_count)) }.expect("device memory"))
 }
 
 fn of(words: &[u32]) -> Address {
@@ -195,7 +206,16 @@ impl Shapes<'_> {
     fn case(&mut self, case: Case, make: impl FnOnce(&Kernels) -> Box<dyn Fn(&CudaStream) + '_>) {
         if (self.wanted)(&case) {
             let launch = make(self.kernels);
+            // SAFETY: the default stream, which fills memory behind the calls.
+            unsafe { result::stream::synchronize(std::ptr::null_mut()) }.expect("memory that is filled");
             (self.run)(&case, &*launch);
+            drop(launch);
+            for at in OF_CASE.take() {
+                if !self.keeps_memory {
+                    // SAFETY: allocated by `memory` for this case, which has waited for its launches.
+                    unsafe { result::free_sync(at) }.expect("memory of the case");
+                }
+            }
         }
     }
 

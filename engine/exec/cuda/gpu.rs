@@ -5,16 +5,18 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUresult::{self, *};
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, PinnedHostSlice,
-    result,
+    CudaContext, CudaEvent, CudaStream, DeviceRepr, DriverError, PinnedHostSlice, result, sys,
 };
+use qwenvl_graph::{Device, DeviceKind};
 
 use crate::error::{Error, Result};
 use crate::kernels::cuda as kernels;
 
 /// A device with one stream on which everything runs in order.
-pub(super) struct Gpu {
+pub struct Gpu {
+    ordinal: usize,
     pub(super) context: Arc<CudaContext>,
     pub(super) stream: Arc<CudaStream>,
     /// The first and the last that was launched since the host last waited: one of these failed where the driver
@@ -38,8 +40,7 @@ impl fmt::Display for Place {
 
 /// Device memory, freed when dropped.
 pub(super) struct Block {
-    /// Freed with the block. At least a byte, as the driver gives no fewer.
-    _memory: CudaSlice<u8>,
+    context: Arc<CudaContext>,
     address: u64,
     bytes: u64,
 }
@@ -58,27 +59,30 @@ struct Half {
 
 /// Bytes of half a [`Staging`].
 const STAGING_BYTES: usize = 8 << 20;
+/// What a plan leaves free: the driver's part of kernels and graphs, rounding, and what repacking takes meanwhile.
+const RESERVED_BYTES: u64 = 512 << 20;
 
 /// An error of the driver at `step`, before anything was launched.
 pub(super) fn failed(step: &str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Cuda { step: step.to_string(), problem: error.to_string() }
 }
 
-/// Whether an error is that of a kernel that ran behind the calls: the context is lost.
+/// Whether an error is that of a kernel that ran behind the calls, or of the device under it: the context is lost.
 pub(super) fn is_of_kernel(error: DriverError) -> bool {
-    use cudarc::driver::sys::CUresult::{
-        CUDA_ERROR_HARDWARE_STACK_ERROR, CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_ILLEGAL_INSTRUCTION,
-        CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_LAUNCH_TIMEOUT, CUDA_ERROR_MISALIGNED_ADDRESS,
-    };
-    matches!(
-        error.0,
-        CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-    )
+    const LOST: [CUresult; 11] = [
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        CUDA_ERROR_MISALIGNED_ADDRESS,
+        CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        CUDA_ERROR_INVALID_PC,
+        CUDA_ERROR_ASSERT,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_LAUNCH_TIMEOUT,
+        CUDA_ERROR_HARDWARE_STACK_ERROR,
+        CUDA_ERROR_ECC_UNCORRECTABLE,
+        CUDA_ERROR_CONTAINED,
+    ];
+    LOST.contains(&error.0)
 }
 
 /// Whether the user wants every launch waited for, so that an error is that of the step it comes with.
@@ -96,13 +100,32 @@ pub(super) fn find_driver(what: &str) -> Result<()> {
     Err(Error::Unsupported { what: what.into(), help: help.into() })
 }
 
+/// How many GPUs the driver offers to this process: none is not an error.
+pub(super) fn device_count(step: &str) -> Result<usize> {
+    match CudaContext::device_count() {
+        Ok(n) => Ok(n as usize),
+        Err(DriverError(CUDA_ERROR_NO_DEVICE)) => Ok(0),
+        Err(error) => Err(failed(step)(error)),
+    }
+}
+
+/// Whether there is a GPU `ordinal` that this build's kernels run on. Makes no context, which would take a while.
+pub(super) fn is_usable(ordinal: usize) -> bool {
+    find_driver("CUDA").is_ok()
+        && device_count("counting devices").is_ok_and(|n| ordinal < n)
+        && kernels::arch(ordinal).and_then(kernels::supports).is_ok()
+}
+
 impl Gpu {
     /// Opens device `ordinal`.
-    pub(super) fn open(ordinal: usize) -> Result<Gpu> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a driver or such a device, [`Error::Cuda`] if the driver does not answer.
+    pub fn open(ordinal: usize) -> Result<Gpu> {
         find_driver(&format!("device cuda:{ordinal}"))?;
         let step = format!("opening cuda:{ordinal}");
-        let n = CudaContext::device_count().map_err(failed(&step))?;
-        if ordinal >= n as usize {
+        let n = device_count(&step)?;
+        if ordinal >= n {
             let help = match n {
                 0 => "the driver finds no GPU; use --device cpu".to_string(),
                 1 => "this machine has one GPU, cuda:0".to_string(),
@@ -114,7 +137,49 @@ impl Gpu {
         // SAFETY: all work is on one stream, so that no slice needs events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed(&step))?;
-        Ok(Gpu { context, stream, under_way: Cell::new(None) })
+        Ok(Gpu { ordinal, context, stream, under_way: Cell::new(None) })
+    }
+
+    /// The device as plans need to know it: name, memory that a plan may take, rates of the named device it is, or
+    /// zeros.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the driver does not answer.
+    pub fn device(&self) -> Result<Device> {
+        let step = format!("asking cuda:{}", self.ordinal);
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let name = self.context.name().map_err(failed(&step))?;
+        let (free, _) = self.memory()?;
+        let multiprocessors = self.context.attribute(attribute).map_err(failed(&step))? as usize;
+        let known = Device::gpu_by_product_name(&name);
+        Ok(Device {
+            name: format!("cuda:{} ({name})", self.ordinal),
+            kind: DeviceKind::Cuda { multiprocessors },
+            memory_bytes: free.saturating_sub(RESERVED_BYTES),
+            read_bytes_per_s: known.as_ref().map_or(0.0, |d| d.read_bytes_per_s),
+            flops_per_s: known.as_ref().map_or(0.0, |d| d.flops_per_s),
+            peak_flops_per_s: known.as_ref().map_or(0.0, |d| d.peak_flops_per_s),
+        })
+    }
+
+    /// Free and total bytes of the device's memory.
+    ///
+    /// # Errors
+    /// As [`Gpu::device`].
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        let step = format!("asking cuda:{}", self.ordinal);
+        let (free, total) = self.context.mem_get_info().map_err(failed(&step))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Compute capability.
+    ///
+    /// # Errors
+    /// As [`Gpu::device`].
+    pub fn capability(&self) -> Result<(u32, u32)> {
+        let step = format!("asking cuda:{}", self.ordinal);
+        let (major, minor) = self.context.compute_capability().map_err(failed(&step))?;
+        Ok((major as u32, minor as u32))
     }
 
     /// Notes what is launched from here on.
@@ -146,23 +211,29 @@ impl Gpu {
 
     /// What the driver says, and of which steps where kernels that ran behind the calls may have failed.
     fn problem(&self, error: DriverError) -> String {
-        match self.under_way.get() {
-            Some([first, last]) if is_of_kernel(error) && first == last => format!("{error}, hit by {last}"),
-            Some([first, last]) if is_of_kernel(error) => format!(
-                "{error}, hit by one of the steps launched since the last wait, {first} to {last}: with \
-                 CUDA_LAUNCH_BLOCKING=1 it is named"
-            ),
-            _ => error.to_string(),
+        if !is_of_kernel(error) {
+            return error.to_string();
         }
+        let place = match self.under_way.get() {
+            None => String::new(),
+            Some([first, last]) if first == last => format!(", hit by {last}"),
+            Some([first, last]) => format!(
+                ", hit by one of the steps launched since the last wait, {first} to {last} (with \
+                 CUDA_LAUNCH_BLOCKING=1 it is named)"
+            ),
+        };
+        format!("{error}{place}: the device takes no more work from this process, start it anew")
     }
 
-    /// Takes `bytes` of device memory, uninitialised.
+    /// Takes `bytes` of device memory, uninitialised. Not from the driver's pool, which would keep it when it is freed.
     pub(super) fn block(&self, what: &str, bytes: u64) -> Result<Block> {
-        // SAFETY: steps read only what steps or uploads have written: the plan orders them.
-        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1) as usize) };
-        let memory = memory.map_err(self.failed(&format!("allocating {bytes} bytes for {what}")))?;
-        let address = memory.device_ptr(&self.stream).0;
-        Ok(Block { _memory: memory, address, bytes })
+        let step = format!("allocating {bytes} bytes for {what}");
+        let failed = |error| self.failed(&step)(error);
+        self.context.bind_to_thread().map_err(failed)?;
+        // SAFETY: steps read only what steps or uploads have written: the plan orders them. At least a byte, as the
+        // driver gives no fewer.
+        let address = unsafe { result::malloc_sync(bytes.max(1) as usize) }.map_err(failed)?;
+        Ok(Block { context: Arc::clone(&self.context), address, bytes })
     }
 
     /// Fills a range with zeros.
@@ -181,6 +252,7 @@ impl Gpu {
 
     /// Copies to the host once everything before is done, and waits for it.
     pub(super) fn read<T: DeviceRepr>(&self, step: &str, from: u64, to: &mut [T]) -> Result<()> {
+        self.context.bind_to_thread().map_err(self.failed(step))?;
         // SAFETY: callers pass ranges within their blocks, and `to` is used after the wait.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(self.failed(step))?;
         self.wait(step)
@@ -203,6 +275,16 @@ impl Block {
     /// Bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated by `Gpu::block`; the driver waits for what still uses it. Nothing can be done about an
+            // error.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
     }
 }
 
@@ -242,5 +324,12 @@ impl Half {
         // come.
         unsafe { result::memcpy_htod_async(address, pinned, gpu.stream.cu_stream()) }?;
         self.copied.record(&gpu.stream)
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        // A copy may still read the memory. Nothing can be done about an error.
+        let _ = self.copied.synchronize();
     }
 }

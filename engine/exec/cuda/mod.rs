@@ -19,12 +19,13 @@ use std::sync::Arc;
 use bind::{Binder, Weights};
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use gpu::{Block, Gpu, Staging, failed, is_of_kernel, waits_for_launches};
+pub use gpu::Gpu;
+use gpu::{Block, Staging, is_of_kernel, waits_for_launches};
 use inputs::Inputs;
 use layout::Layouts;
 use qwenvl_graph::cuda::{self, Workspace};
 use qwenvl_graph::positions::vision_positions;
-use qwenvl_graph::{DType, Device, DeviceKind, Epilogue, Grid, Op, Plan, Program};
+use qwenvl_graph::{DType, DeviceKind, Epilogue, Grid, Op, Plan, Program};
 use sampling::{Places, Sampling};
 pub use self_test::{KernelTest, self_test};
 use step::{Call, Steps};
@@ -59,7 +60,7 @@ pub struct CudaExecutor {
     multiprocessors: usize,
     /// Whether every step is waited for, without graphs.
     waits: bool,
-    /// Decode graphs by bucket; dropped before the memory they read.
+    /// Decode graphs by bucket.
     graphs: Vec<(usize, Replay)>,
     /// Which normalisation the device's table holds.
     normalize: Option<Normalize>,
@@ -69,6 +70,14 @@ pub struct CudaExecutor {
     sampling: Sampling,
     watch: Option<Watch>,
     _blocks: Vec<Block>,
+}
+
+impl Drop for CudaExecutor {
+    fn drop(&mut self) {
+        // Kernels that still run must not lose their code, nor graphs their kernels. Nothing can be done about an error.
+        let _ = self.gpu.stream.synchronize();
+        self.graphs.clear();
+    }
 }
 
 /// What is listed for a call, with room for the largest.
@@ -121,28 +130,6 @@ impl Addresses {
     }
 }
 
-/// GPU `ordinal` as plans need to know it: name, free memory, rates of the named device it is, or zeros.
-///
-/// # Errors
-/// [`Error::Unsupported`] without a driver, [`Error::Cuda`] without such a device.
-pub fn device(ordinal: usize) -> Result<Device> {
-    let gpu = Gpu::open(ordinal)?;
-    let step = format!("asking cuda:{ordinal}");
-    let attribute = cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-    let name = gpu.context.name().map_err(failed(&step))?;
-    let (free, _) = gpu.context.mem_get_info().map_err(failed(&step))?;
-    let multiprocessors = gpu.context.attribute(attribute).map_err(failed(&step))? as usize;
-    let known = Device::gpu_by_product_name(&name);
-    Ok(Device {
-        name: format!("cuda:{ordinal} ({name})"),
-        kind: DeviceKind::Cuda { multiprocessors },
-        memory_bytes: free as u64,
-        read_bytes_per_s: known.as_ref().map_or(0.0, |d| d.read_bytes_per_s),
-        flops_per_s: known.as_ref().map_or(0.0, |d| d.flops_per_s),
-        peak_flops_per_s: known.as_ref().map_or(0.0, |d| d.peak_flops_per_s),
-    })
-}
-
 /// How many GPUs the driver has, and the CUDA version it is for.
 ///
 /// # Errors
@@ -150,27 +137,20 @@ pub fn device(ordinal: usize) -> Result<Device> {
 pub fn driver() -> Result<(usize, (u32, u32))> {
     gpu::find_driver("CUDA")?;
     let step = "asking the driver";
-    let n = cudarc::driver::CudaContext::device_count().map_err(failed(step))?;
+    let n = gpu::device_count(step)?;
     let version = cuda_kernels::driver_version()
         .map_err(|e| Error::Cuda { step: step.into(), problem: e.to_string() })?;
-    Ok((n as usize, version))
+    Ok((n, version))
 }
 
-/// Compute capability of GPU `ordinal`, and free and total bytes of its memory.
-///
-/// # Errors
-/// As [`device`].
-pub fn capability(ordinal: usize) -> Result<((u32, u32), u64, u64)> {
-    let gpu = Gpu::open(ordinal)?;
-    let step = format!("asking cuda:{ordinal}");
-    let (major, minor) = gpu.context.compute_capability().map_err(failed(&step))?;
-    let (free, total) = gpu.context.mem_get_info().map_err(failed(&step))?;
-    Ok(((major as u32, minor as u32), free as u64, total as u64))
+/// Whether there is a GPU `ordinal` that this build's kernels run on, as far as can be told without opening it.
+pub fn is_usable(ordinal: usize) -> bool {
+    gpu::is_usable(ordinal)
 }
 
 impl CudaExecutor {
-    /// Binds a plan made by [`device`] to a validated checkpoint on GPU `ordinal`: takes all memory, uploads
-    /// and repacks the weights, captures the decode graphs.
+    /// Binds a plan for [`Gpu::device`] to a validated checkpoint: takes all memory, uploads and repacks the weights,
+    /// captures the decode graphs.
     ///
     /// # Errors
     /// [`Error::Memory`] if the plan does not fit, [`Error::Tensor`] if a tensor cannot be used,
@@ -178,7 +158,7 @@ impl CudaExecutor {
     pub fn bind(
         mut plan: Plan,
         checkpoint: Arc<Checkpoint>,
-        ordinal: usize,
+        gpu: Gpu,
         progress: Progress,
     ) -> Result<CudaExecutor> {
         let DeviceKind::Cuda { multiprocessors } = plan.device.kind else {
@@ -188,7 +168,6 @@ impl CudaExecutor {
             });
         };
         plan_fits(&plan)?;
-        let gpu = Gpu::open(ordinal)?;
         let kernels = Kernels::load(&gpu.context).map_err(|e| gpu.kernel_error("loading kernels", e))?;
         let half = match plan.activation {
             DType::F16 => Half::F16,
@@ -316,9 +295,11 @@ impl CudaExecutor {
             let graph =
                 graph?.ok_or_else(|| Error::Cuda { step: step.into(), problem: "no graph".into() })?;
             self.gpu.idle();
+            // Now, not at the first launch: after bind nothing is allocated.
+            graph.upload().map_err(self.gpu.failed(step))?;
             self.graphs.push((bucket, Replay(graph)));
         }
-        Ok(())
+        self.gpu.wait("sending decode graphs")
     }
 
     /// Runs a decode step as the graph `at`. If the driver refuses that, the steps run one at a time, to find which of
@@ -536,7 +517,9 @@ impl Executor for CudaExecutor {
             ..Call::default()
         };
         self.inputs.send(&self.gpu, &mut self.staging)?;
-        self.launch(&plan.vision, &device_call)
+        self.launch(&plan.vision, &device_call)?;
+        // So that its time and its errors are its own.
+        self.gpu.wait(plan.vision.name)
     }
 
     fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {

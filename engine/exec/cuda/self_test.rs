@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use cudarc::driver::result;
 use half::{bf16, f16};
 use qwenvl_graph::DType;
 use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::op::Heads;
 
-use super::gpu::{Block, Gpu, failed};
+use super::gpu::{Block, Gpu};
 use super::words_of_tile;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Engine, EngineOptions, Target};
@@ -151,8 +152,9 @@ fn requests() -> [Request; 2] {
 fn upload<T: bytemuck::NoUninit>(gpu: &Gpu, what: &str, data: &[T]) -> Result<Block> {
     let bytes: &[u8] = bytemuck::cast_slice(data);
     let block = gpu.block(what, bytes.len() as u64)?;
-    // SAFETY: the block has as many bytes, and the call returns once they are copied.
-    unsafe { cudarc::driver::result::memcpy_htod_sync(block.address(), bytes) }.map_err(failed(what))?;
+    // SAFETY: the block has as many bytes, and they are there until the wait.
+    unsafe { result::memcpy_htod_async(block.address(), bytes, gpu.stream.cu_stream()) }.map_err(gpu.failed(what))?;
+    gpu.wait(what)?;
     Ok(block)
 }
 
