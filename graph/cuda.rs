@@ -16,6 +16,8 @@ pub const RECORD: usize = 128;
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
 pub const SAMPLE_SLICE: usize = 1024;
+/// Bytes in which the sampler counts the ids of a row: two u64 for each of 1024 bins.
+pub const SAMPLE_BINS_BYTES: usize = 16 * 1024;
 /// Words of u32 of the parameters of a row of the sampler.
 pub const SAMPLE_ROW_WORDS: usize = 8;
 /// Most rows of the small-m linear kernels.
@@ -179,6 +181,8 @@ pub struct Workspace {
     pub scores: Range<u64>,
     /// The best of each slice of the vocabulary, u64.
     pub best: Range<u64>,
+    /// Ids of a row counted by their scores.
+    pub bins: Range<u64>,
     /// Tokens picked, u32.
     pub tokens: Range<u64>,
     /// Inputs of a layer in the order of its groups, 16-bit; none unless a checkpoint may have others.
@@ -258,6 +262,7 @@ impl Workspace {
             sampling: take(options.max_seqs * (SAMPLE_ROW_WORDS + history_words(t.vocab_size)) * 4),
             scores: take(options.max_seqs * t.vocab_size * 4),
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
+            bins: take(options.max_seqs * SAMPLE_BINS_BYTES),
             tokens: take(options.max_seqs * 4),
             sorted: take(Workspace::sorted_bytes(options, places.max().unwrap_or(0))),
             total_bytes: at,

@@ -218,6 +218,7 @@ struct QwenvlSampleRow {
 };
 
 #define QWENVL_SAMPLE_SLICE 1024  // logits of one block of argmax
+#define QWENVL_SAMPLE_BINS 1024   // into which sample counts ids by their scores
 #define QWENVL_NO_TOKEN 0xffffffffu
 
 struct QwenvlSample {
@@ -227,6 +228,7 @@ struct QwenvlSample {
     const struct QwenvlSampleRow *params;
     unsigned int *tokens;      // [rows]; QWENVL_NO_TOKEN if the logits are unusable
     unsigned long long *best;  // [rows, slices + 1], scratch; slices = ceil(vocab / QWENVL_SAMPLE_SLICE)
+    unsigned long long *bins;  // [rows, 2, QWENVL_SAMPLE_BINS]: ids and their mass, zero before and after
     unsigned int *arrivals;    // [rows], zero before and after
     unsigned int rows, vocab, history_words;
 };

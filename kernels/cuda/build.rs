@@ -1,10 +1,11 @@
 // Part of build.rs: `kernels/cuda/*.cu` to one fatbin each, `abi.h` to Rust.
 //
 // A fatbin holds a cubin for each of QWENVL_CUDA_ARCHS (80,86,89,90 unless set) and PTX, compressed, with line numbers:
-// for compute_80, and with 86 or 89 also for compute_86, whose kernels keep within 99 KiB of shared memory. Images are
-// kept in `cuda-kernels` of the target folder under a hash of what they are made from, so that only what changed is
-// compiled, whatever the profile. Files are compiled side by side. A kernel that spills on any architecture, or keeps an
-// array in local memory, fails the build. Beside each image lies the PTX for compute_80 as text, which tests take apart.
+// for compute_80, and with 86, 89, 120 or 121 also for compute_86, whose kernels keep within 99 KiB of shared memory.
+// Images are kept in `cuda-kernels` of the target folder under a hash of what they are made from, so that only what
+// changed is compiled, whatever the profile. Files are compiled side by side. A kernel that spills on one of those four,
+// or keeps an array in local memory, fails the build. Beside each image lies the PTX for compute_80 as text, which tests
+// take apart.
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
@@ -22,7 +23,12 @@ const ARCHS: &str = "80,86,89,90";
 const PTX_ARCH: &str = "80";
 /// The lowest with little shared memory, and those that share its choices.
 const SMALL_PTX_ARCH: &str = "86";
-const SMALL_ARCHS: [&str; 2] = ["86", "89"];
+const SMALL_ARCHS: [&str; 4] = ["86", "89", "120", "121"];
+
+/// No product is joined with a sum but where the source says so: which are would else be up to the compiler, from kernel
+/// to kernel, where several promise the same bits.
+const NVCC_FLAGS: [&str; 8] =
+    ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-Xptxas", "-v", "--fatbin", "--keep"];
 
 pub fn build() {
     for name in ["QWENVL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "PATH", "LIBCLANG_PATH"] {
@@ -39,7 +45,7 @@ pub fn build() {
 
     let mut sources = Vec::new();
     let mut shared = DefaultHasher::new();
-    (&archs, version, 2).hash(&mut shared);
+    (&archs, version, NVCC_FLAGS).hash(&mut shared);
     let mut files: Vec<PathBuf> = fs::read_dir(FOLDER)
         .unwrap_or_else(|e| fail(&format!("{FOLDER}: {e}")))
         .map(|entry| entry.expect("a folder's entry").path())
@@ -137,17 +143,20 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
         let made = made.unwrap_or_else(|| fail(&format!("nvcc left no PTX in {}", between.display())));
         fs::copy(made, &ptx).unwrap_or_else(|e| fail(&format!("{}: {e}", ptx.display())));
         let _ = fs::remove_dir_all(&between);
-        let spills: Vec<String> = resources(&text)
-            .filter(|r| r.spilled_bytes + r.stack_bytes > 0)
-            .map(|r| {
-                format!(
-                    "{} on sm_{}: {} bytes, stack of {}",
-                    r.kernel, r.arch, r.spilled_bytes, r.stack_bytes
-                )
-            })
-            .collect();
-        if !spills.is_empty() {
-            fail(&format!("{}: registers spill\n{}", source.display(), spills.join("\n")));
+        for r in resources(&text).filter(|r| r.spilled_bytes + r.stack_bytes > 0) {
+            let what = format!(
+                "{}: {} on sm_{}: {} bytes of registers spill, stack of {}",
+                source.display(),
+                r.kernel,
+                r.arch,
+                r.spilled_bytes,
+                r.stack_bytes
+            );
+            // Kernels are made to fit the registers of these; on others they run all the same.
+            if ARCHS.split(',').any(|arch| arch.parse() == Ok(r.arch)) {
+                fail(&what);
+            }
+            println!("cargo:warning={what}");
         }
         fs::write(&log, text).expect("writing to the target folder");
     }
@@ -159,9 +168,7 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
 
 /// Makes the image, with what lies between in the folder `between`. What ptxas says.
 fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, between: &Path, archs: &[String]) -> String {
-    let mut args: Vec<OsString> = ["-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "--fatbin", "--keep"]
-        .map(OsString::from)
-        .to_vec();
+    let mut args: Vec<OsString> = NVCC_FLAGS.map(OsString::from).to_vec();
     args.extend(["--keep-dir".into(), between.into(), "-o".into(), image.into(), source.into()]);
     for arch in archs {
         args.extend(["-gencode".into(), format!("arch=compute_{arch},code=sm_{arch}").into()]);
@@ -238,7 +245,7 @@ fn images(sources: &[PathBuf], out: &Path, archs: &[String], version: (u32, u32)
         let name = stem(source);
         let log = fs::read_to_string(out.join(format!("{name}.ptxas"))).expect("written before");
         let image = out.join(format!("{name}.fatbin"));
-        writeln!(text, "Image {{ name: {name:?}, bytes: include_bytes!({image:?}), resources: &[").unwrap();
+        writeln!(text, "Image {{ name: {name:?}, bytes: &Aligned(*include_bytes!({image:?})).0, resources: &[").unwrap();
         for Resources { kernel, arch, registers, spilled_bytes, shared_bytes, .. } in resources(&log) {
             writeln!(
                 text,

@@ -5,13 +5,14 @@
 #include "ptx.cuh"
 
 constexpr u32 THREADS = 256; // of a block, unless a kernel says otherwise
-// Shared memory of a block: 163 KiB on sm_80 and more on sm_90, 99 KiB on sm_86 and sm_89.
-#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890
+// Shared memory of a block: 163 KiB on sm_80, more on sm_90 and sm_100, 99 KiB on the small ones: sm_86, sm_89, sm_12x.
+#if __CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || (__CUDA_ARCH__ >= 1200 && __CUDA_ARCH__ < 1300)
 #define LARGE_SMALL(large, small) small
 #else
 #define LARGE_SMALL(large, small) large
 #endif
 constexpr u32 MOST_SHARED_BYTES = LARGE_SMALL(163, 99) * 1024;
+constexpr u32 HALF_SHARED_BYTES = LARGE_SMALL(81, 49) * 1024; // of each of two blocks of a multiprocessor
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
@@ -127,6 +128,19 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
         sum += scratch[warp];
     }
     return sum;
+}
+
+// Whether this block is the last of `count` to come here; then all that the others have written before is seen. The
+// counter is zero again afterwards: nothing has to reset it, however many blocks come the next time.
+__device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
+    __syncthreads(); // all of the block has written, and nobody reads what the flag overwrites
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *flag = atomicInc(arrivals, count - 1) == count - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    return *flag != 0;
 }
 
 template <class T> __device__ __forceinline__ float sum4(u32 a, u32 b) {

@@ -6,7 +6,7 @@
 //         tile do not matter
 // launch  grid = tiles of the list (sequence, head, 128 or 64 queries), longest sequences first and the tiles of a head
 //         together, so that its keys and values stay in L2; block = 128: 4 warps of 32 or 16 queries; 60 or 50 KiB
-//         dynamic shared memory: 2 or 3 blocks per SM
+//         dynamic shared memory: 2 or 3 blocks per SM, 1 where it has 100 KiB
 // needs   head_dim 80; rows of 16-byte aligned heads; any sequence lengths
 // bytes   2·80·4 per row and head at least; 4·80 FLOP per query-key pair: bound by tensor cores
 // target  ≥ 65 % of 312 TFLOP/s from 4,096 patches a slice on

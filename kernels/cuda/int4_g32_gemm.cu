@@ -1,8 +1,8 @@
 // int4_g32_gemm: int4_gemm for weights with a scale and a zero point for every 32 inputs
 // math    Σ_k X[m, k] · (c[k, n] − z[k/32, n]) · s[k/32, n], then the epilogue; order and layout: linear.cuh
-// launch  as int4_gemm; prefill: 48 rows x 256 outputs
-// needs   m at most that of the kernel's name and 48; on sm_86 and sm_89 32
-// bytes   0.57813 per weight, once (prefill: once per 48 rows, through L2)
+// launch  as int4_gemm; prefill: 48 rows (small cards: 32) x 256 outputs
+// needs   m at most that of the kernel's name and 48; on small cards 32
+// bytes   0.57813 per weight, once (prefill: once per tile, through L2)
 // target  as int4_gemm: bandwidth-bound, 3 instructions per weight of a budget of 6.2
 // source  this project's
 #include "linear.cuh"

@@ -1,8 +1,8 @@
 // int4_g64_gemm: int4_gemm for weights with a scale and a zero point for every 64 inputs
 // math    Σ_k X[m, k] · (c[k, n] − z[k/64, n]) · s[k/64, n], then the epilogue; order and layout: linear.cuh
-// launch  as int4_gemm; prefill: 48 rows x 256 outputs
-// needs   m at most that of the kernel's name and 48; on sm_86 and sm_89 32
-// bytes   0.53906 per weight, once (prefill: once per 48 rows, through L2)
+// launch  as int4_gemm; prefill: 48 rows (small cards: 32) x 256 outputs
+// needs   m at most that of the kernel's name and 48; on small cards 32
+// bytes   0.53906 per weight, once (prefill: once per tile, through L2)
 // target  as int4_gemm: bandwidth-bound, 2.7 instructions per weight of a budget of 5.8
 // source  this project's
 #include "linear.cuh"

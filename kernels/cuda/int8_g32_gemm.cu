@@ -1,6 +1,6 @@
 // int8_g32_gemm: int8_gemm for weights with a scale and a zero point for every 32 inputs: all that int8_gemm does not take
 // math    Σ_k X[m, k] · (c[k, n] − z[k/32, n]) · s[k/32, n], then the epilogue; order and layout: linear.cuh
-// launch  as int8_gemm; prefill: 48 rows (f16: 32) x 256 outputs
+// launch  as int8_gemm; prefill: 48 rows (f16: 32, small cards: 16) x 256 outputs
 // needs   m at most that of the kernel's name and 32
 // bytes   1.09375 per weight, once (prefill: once per tile, through L2)
 // target  as int8_gemm: bandwidth-bound, 4 instructions per weight of a budget of 11.8

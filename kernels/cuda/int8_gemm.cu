@@ -1,8 +1,8 @@
 // int8_gemm: Y[m, n] = X[m, k] · W[n, k]ᵀ for 8-bit weights with zero point 128
 // math    Σ_k X[m, k] · (c[k, n] − 128) · s[k/128, n], then the epilogue; order and layout: linear.cuh
-// launch  as int4_gemm, rings of 2 to 4 stages
-// needs   m at most that of the kernel's name; on sm_86 and sm_89 at most 32
-// bytes   1.0156 per weight, once (prefill: once per 64 rows, through L2)
+// launch  as int4_gemm, rings of 2 to 4 stages; prefill of small cards: 16 rows
+// needs   m at most that of the kernel's name; on small cards at most 32
+// bytes   1.0156 per weight, once (prefill: once per tile, through L2)
 // target  m8: ≤ 3 instructions per weight of a budget of 11; prefill: 75 % of peak
 // source  this project's
 #include "linear.cuh"

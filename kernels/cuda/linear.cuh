@@ -29,7 +29,7 @@
 //         a lane, so that rotations and SwiGLU need no exchange.
 // norm    the small-m kernels of a NORM take rows of f32 and their RMSNorm is a prologue, the same function as in norm.cu:
 //         while the first weights come in, each CTA normalises the rows and keeps them in shared memory for all stages.
-// launch  256 threads, one CTA per SM; a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
+// launch  256 threads, one CTA per SM (small tiles of prompts: two, of 128 or 256 threads); a ring of stages filled by cp.async, weights marked to leave L2 first. A lane
 //         of the small-m kernel copies the very weights it reads; the barrier of a stage is for X, the scales, and the
 //         sums of rows that other warps found in the stage before, whose groups are added after it. Prefill CTAs have
 //         equal shares of the inputs of all tiles, cut in the middle of tiles; the sums of such a tile are handed on

@@ -27,7 +27,8 @@ struct LinearConfig {
     static constexpr u32 TOTAL_BYTES = PREFILL && W::GROUPED ? PAIRS * 2 * NT * 4 * THREADS * 4 : 0;
     // The epilogue: tiles of 8 rows in a round; 16 floats for a tile and row, padded against bank conflicts. It may lie
     // where the sums of slices were.
-    static constexpr int STEP = PAIRS == 1 && NT > 1 && RING_BYTES <= MOST_SHARED_BYTES - (22 << 10) ? 2 : 1;
+    static constexpr u32 ROOM = OUTPUTS < 256 ? HALF_SHARED_BYTES : MOST_SHARED_BYTES; // for one CTA: of small tiles two fit
+    static constexpr int STEP = PAIRS == 1 && NT > 1 && RING_BYTES + (22 << 10) <= ROOM ? 2 : 1;
     static constexpr u32 FINISH_AT = RING_BYTES, FINISH_STRIDE = 20;
     static constexpr u32 FINISH_BYTES = WARPS * PAIRS * 2 * 8 * STEP * FINISH_STRIDE * 4;
     static constexpr u32 ARRIVED_AT = FINISH_AT + (FINISH_BYTES > TOTAL_BYTES ? FINISH_BYTES : TOTAL_BYTES);
@@ -46,5 +47,5 @@ struct LinearConfig {
     static_assert(!PREFILL || WARPS_N == 8 || !W::GROUPED);
     static_assert(NORM == 0 || (NORM <= 8 && NT == 1 && WARPS_N == 8 && !PREFILL));
     static_assert((OUTPUTS == 256 && WARPS == 8) || (PREFILL && !W::GROUPED));
-    static_assert(NT % STEP == 0 && SMEM_BYTES <= MOST_SHARED_BYTES);
+    static_assert(NT % STEP == 0 && SMEM_BYTES <= ROOM);
 };

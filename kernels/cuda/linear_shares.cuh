@@ -122,16 +122,16 @@ template <class C> struct LinearShare {
             }
         }
         u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
-        __threadfence();
         __syncthreads(); // all of the block has written
         if (threadIdx.x == 0) {
+            __threadfence();
             *arrived = atomicAdd(p.arrivals + strip, 1);
+            __threadfence();
         }
         __syncthreads();
         if (*arrived != last - first) {
             return false;
         }
-        __threadfence();
         if (threadIdx.x == 0) {
             p.arrivals[strip] = 0; // for the next launch: nobody else comes
         }
@@ -194,8 +194,9 @@ template <class C> struct LinearShare {
         }
     }
 
-    // Goes on with the sums that the worker before has left. Blocks start in order, and that one left them before it did
-    // anything else: this one waits only if that was held up for as long as everything else took here.
+    // Goes on with the sums that the worker before has left. All blocks of a launch are on the device at once, and that one
+    // left them before it did anything else: this one waits only if that was held up for as long as everything else took
+    // here.
     __device__ __forceinline__ void take_up(Accumulators &sums, bool first_slice) const {
         constexpr int VECTORS = PAIRS * 2 * NT;
         if (threadIdx.x == 0) {

@@ -31,12 +31,17 @@ pub mod abi {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
+/// As fatbins want to lie in memory.
+#[repr(C, align(16))]
+struct Aligned<T>(T);
+
 /// The kernels of one `.cu`.
 #[derive(Debug)]
 pub struct Image {
     /// Stem of the file.
     pub name: &'static str,
-    /// Fatbin: a cubin for each of [`ARCHS`], and PTX for compute_80, with 86 or 89 among them also for compute_86.
+    /// Fatbin: a cubin for each of [`ARCHS`], and PTX for compute_80, with 86, 89, 120 or 121 among them also for
+    /// compute_86.
     pub bytes: &'static [u8],
     /// What the assembler says of each kernel on each architecture.
     pub resources: &'static [Resources],
@@ -258,6 +263,8 @@ impl Kernels {
                         config[0] as i32,
                     )
                 })?;
+            }
+            if config[0] > 0 {
                 // SAFETY: as above. A preference, so that several blocks fit: a driver may ignore it.
                 let _ = unsafe {
                     result::function::set_function_attribute(

@@ -112,20 +112,6 @@ __device__ __forceinline__ Part join_slots(const QwenvlDecodeAttention &p, u32 p
     return all;
 }
 
-// Whether this block is the last of `count` to come here; then all that the others have written before is seen. The
-// counter is zero again afterwards: nothing has to reset it, however many blocks come the next time.
-__device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
-    __threadfence();
-    __syncthreads(); // all of the block has written, and nobody reads what the flag overwrites
-    if (threadIdx.x == 0) {
-        *flag = atomicInc(arrivals, count - 1) == count - 1;
-    }
-    __syncthreads();
-    bool last = *flag != 0;
-    __threadfence();
-    return last;
-}
-
 template <class T>
 __device__ __forceinline__ void finish(const QwenvlDecodeAttention &p, const Split &split, u32 head, const Part &all) {
     const u32 query_head = split.kv_head * p.group + head, lane = threadIdx.x % 32;

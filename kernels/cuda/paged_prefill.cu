@@ -10,7 +10,8 @@
 //         nor on the rows of a tile
 // launch  the list of tiles (sequence, key head, rows) is longest first; block b takes tile b and those linked to it, so
 //         that all have about as much to do. Tiles of 128 rows: block = 256, one per SM at most, 96 KiB
-//         dynamic shared memory; of 64 or 32 rows, for calls that have too few: block = 128, two per SM, 80 or 72 KiB.
+//         dynamic shared memory; of 64 or 32 rows, for calls that have too few: block = 128, two per SM (one where it has
+//         100 KiB), 80 or 72 KiB.
 //         A pair of warps for 32 rows, for 16 in tiles of 32. The next page comes in while one is worked on
 // needs   head_dim 128, pages of 64 tokens; any number of query heads per key head. The call's own keys and values
 //         are in the pages already; what lies beyond the sequence is never used

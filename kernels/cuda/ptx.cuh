@@ -1,4 +1,4 @@
-// The only inline PTX: one instruction per wrapper.
+// The only inline PTX: an instruction per wrapper, or what comes down to one.
 #pragma once
 
 typedef unsigned char u8;
@@ -10,21 +10,11 @@ namespace ptx {
 
 __device__ __forceinline__ u32 shared_address(const void *p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
-// No instruction: the compiler moves no memory access across.
-__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
-
 // No instruction: the compiler takes the result for a new number, so that nothing that follows from it is worked out
 // before and held in registers.
 __device__ __forceinline__ u32 opaque(u32 x) {
     asm volatile("" : "+r"(x));
     return x;
-}
-
-// Read again each time: it takes no register in between.
-__device__ __forceinline__ u32 lane() {
-    u32 lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
 }
 
 // A cache policy for data that is read once.
@@ -102,12 +92,6 @@ __device__ __forceinline__ void load_matrix4_transposed(u32 (&r)[4], u32 from) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(from)
                  : "memory");
-}
-// An 8x8 matrix of 16-bit elements held by the warp, transposed.
-__device__ __forceinline__ u32 transpose(u32 x) {
-    u32 y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
 }
 
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

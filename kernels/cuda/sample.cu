@@ -7,17 +7,22 @@
 // order   scores as in engine/sampler.rs, rounded alike. Probabilities are e^(score − largest) in units of 2^-40, so
 //         that all sums are of integers: exact in any order, and the same however threads run
 // launch  argmax: grid = (vocab / 1024, rows), block = 256; the last block of a row joins the slices. sample: grid =
-//         rows, block = 1024; ends at once where the temperature is 0
-// needs   argmax before sample, on one stream
-// bytes   argmax 4 per logit (8 if sampled); sample up to 11 passes of 4 per logit, from L2
-// target  argmax ≤ 3 us for one row of 151,936; sample ≤ 100 us a row
+//         (vocab / 2048, rows), block = 1024; ends at once where the temperature is 0. Its blocks count the ids in bins by
+//         how far they are from the largest score; the last of a row looks for thresholds and draws, and reads only
+//         slices that have an id that may be kept: few, unless temperature and top_p are high
+// needs   argmax before sample, on one stream; vocab < 2^18
+// bytes   argmax 4 per logit (8 if sampled); sample 4 per logit, from L2, and 4 for each id of slices that it reads again,
+//         up to 8 times
+// target  argmax ≤ 3 us for one row of 151,936; sample ≤ 15 us a row with the published generation_config.json
 // source  order of steps of transformers 4.57.6, generation/logits_process.py; Philox: Salmon et al., SC 2011
 #include "common.cuh"
 
-constexpr u32 SLICE = QWENVL_SAMPLE_SLICE;
+constexpr u32 SLICE = QWENVL_SAMPLE_SLICE, MOST_SLICES = 256;
 constexpr u32 SAMPLE_THREADS = 1024, WARPS = SAMPLE_THREADS / 32;
-constexpr u32 COARSE = 1024; // bins of 1/32 of the distance from the largest score
-constexpr u32 DIGITS = 2048; // values of 11 bits of a key
+constexpr u32 COARSE = QWENVL_SAMPLE_BINS; // bins of 1/32 of the distance from the largest score
+constexpr u32 DIGITS = 2048;               // values of 11 bits of a key
+constexpr u32 FEW = 128;                   // keys that are ranked one by one
+static_assert(SLICE == SAMPLE_THREADS && COARSE == SAMPLE_THREADS);
 
 // Orders as the scores do; NaN above all.
 constexpr u32 MINUS_INFINITY = 0x007fffffu, PLUS_INFINITY = 0xff800000u, NOT_A_NUMBER = 0xffffffffu;
@@ -108,6 +113,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_consta
     if (__shfl_sync(0xffffffffu, is_last, 0) == 0) {
         return;
     }
+    __syncwarp(); // what the first lane may see, all may
     for (u32 start = lane; start < slices; start += 32 * MOST_PARTS) {
         u64 of[MOST_PARTS];
 #pragma unroll
@@ -161,9 +167,23 @@ struct Shared {
     u64 coarse_mass[COARSE], digit_mass[DIGITS];
     u64 totals[WARPS][2];
     Cut cut;
-    u32 choice;
-    u64 rest[2];
+    u32 n_few, few[FEW];                  // keys of a bin
+    u32 n_slices, slice_bin[MOST_SLICES]; // all, with the coarse bin of their largest score
+    u32 n_listed, listed[MOST_SLICES];    // some of them, in order
+    u32 part_equal[MOST_SLICES];          // of parts of the vocabulary: ids that equal the threshold,
+    u64 part_mass[MOST_SLICES];           // and the mass above it
+    u32 choice, ties;                     // a part, and what is left there of the ties and the drawn number
+    u64 target;
 };
+
+// Another id of a bin. At low temperatures nearly all are in the last one, with no mass: additions of 64 bits to one address
+// go one after the other.
+__device__ __forceinline__ void add(u32 *counts, u64 *masses, u32 bin, u64 mass) {
+    atomicAdd(counts + bin, 1u);
+    if (mass > 0) {
+        atomicAdd(masses + bin, mass);
+    }
+}
 
 // One row of scores, and how its ids rank.
 struct Row {
@@ -175,7 +195,50 @@ struct Row {
     __device__ __forceinline__ u32 coarse(float score) const {
         return min(static_cast<u32>((largest - score) * 32.0f), COARSE - 1);
     }
+    // f(score) for the ids of the listed slices, one a thread. Loads go out several at a time.
+    template <class F> __device__ __forceinline__ void each(const Shared &s, const F &f) const {
+        constexpr u32 BATCH = 8;
+        for (u32 start = 0; start < s.n_listed; start += BATCH) {
+            float score[BATCH];
+            auto id = [&](u32 i) { return s.listed[start + i] * SLICE + threadIdx.x; };
+#pragma unroll
+            for (u32 i = 0; i < BATCH; i++) {
+                score[i] = start + i < s.n_listed ? scores[min(id(i), vocab - 1)] : 0.0f;
+            }
+#pragma unroll
+            for (u32 i = 0; i < BATCH; i++) {
+                if (start + i < s.n_listed && id(i) < vocab) {
+                    f(score[i]);
+                }
+            }
+        }
+    }
 };
+
+// Lists the slices that have an id in `bin` or one of higher rank.
+__device__ void list_slices(Shared &s, u32 bin) {
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const bool is_listed = threadIdx.x < s.n_slices && s.slice_bin[threadIdx.x] <= bin;
+    const u32 listed = __ballot_sync(0xffffffffu, is_listed);
+    if (lane == 0) {
+        s.totals[warp][0] = __popc(listed);
+    }
+    __syncthreads();
+    u32 before = 0, all = 0;
+#pragma unroll
+    for (u32 i = 0; i < MOST_SLICES / 32; i++) {
+        u32 n = static_cast<u32>(s.totals[i][0]);
+        before += i < warp ? n : 0;
+        all += n;
+    }
+    if (is_listed) {
+        s.listed[before + __popc(listed & ((1u << lane) - 1))] = threadIdx.x;
+    }
+    if (threadIdx.x == 0) {
+        s.n_listed = all;
+    }
+    __syncthreads();
+}
 
 // Finds the first of N bins, in rank order, with which the total reaches `limit`; the total is of ids (WHAT = 0) or of
 // their mass (1). Bins rank by their index, with REVERSED from the last to the first.
@@ -221,11 +284,58 @@ struct Threshold {
     u64 above[2], equal[2];
 };
 
+// Ranks the keys of a bin that has few, each by all others, and finds the cut as find_cut does: its bin is a key.
+__device__ void rank_few(Shared &s, const Row &row, u32 bin, u32 what, u64 limit) {
+    if (threadIdx.x == 0) {
+        s.n_few = 0;
+    }
+    __syncthreads();
+    row.each(s, [&](float score) {
+        if (row.coarse(score) == bin) {
+            s.few[atomicAdd(&s.n_few, 1u)] = key_of(score);
+        }
+    });
+    __syncthreads();
+    const u32 n = s.n_few;
+    if (threadIdx.x < n) {
+        const u32 own = s.few[threadIdx.x];
+        const u64 mass = row.mass(score_of(own));
+        u64 above[2] = {0, 0}, inside[2] = {0, 0};
+        bool is_first = true; // of those that equal it
+        for (u32 i = 0; i < n; i++) {
+            const u32 key = s.few[i];
+            above[0] += key > own;
+            above[1] += key > own ? row.mass(score_of(key)) : 0;
+            inside[0] += key == own;
+            inside[1] += key == own ? mass : 0;
+            is_first = is_first && (key != own || i >= threadIdx.x);
+        }
+        if (is_first && above[what] < limit && above[what] + inside[what] >= limit) {
+            s.cut = {own, {above[0], above[1]}, {inside[0], inside[1]}};
+        }
+    }
+    __syncthreads();
+}
+
 // The key with which the total of ids (0) or mass (1), from the largest score down, reaches `limit`.
 __device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 limit) {
     find_cut<COARSE, false>(s, s.coarse_count, s.coarse_mass, what, limit);
     Threshold at = {0, {s.cut.above[0], s.cut.above[1]}, {0, 0}};
+    auto descend = [&]() {
+        for (int i = 0; i < 2; i++) {
+            at.above[i] += s.cut.above[i];
+            at.equal[i] = s.cut.inside[i];
+        }
+    };
     const u32 bin = s.cut.bin;
+    const bool has_few = s.cut.inside[0] <= FEW;
+    list_slices(s, bin);
+    if (has_few) {
+        rank_few(s, row, bin, what, limit - at.above[what]);
+        at.key = s.cut.bin;
+        descend();
+        return at;
+    }
     u32 known = 0; // bits of the key that are decided
 #pragma unroll 1
     for (int shift = 21; shift >= -1; shift -= 11) {
@@ -235,51 +345,92 @@ __device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 lim
             s.digit_mass[i] = 0;
         }
         __syncthreads();
-        for (u32 id = threadIdx.x; id < row.vocab; id += SAMPLE_THREADS) {
-            float score = row.scores[id];
+        row.each(s, [&](float score) {
             u32 key = key_of(score);
             if (row.coarse(score) == bin && (key & known) == at.key) {
-                u32 digit = key >> low & ((1u << width) - 1);
-                atomicAdd(s.digit_count + digit, 1u);
-                atomicAdd(s.digit_mass + digit, row.mass(score));
+                add(s.digit_count, s.digit_mass, key >> low & ((1u << width) - 1), row.mass(score));
             }
-        }
+        });
         __syncthreads();
         find_cut<DIGITS, true>(s, s.digit_count, s.digit_mass, what, limit - at.above[what]);
         at.key |= s.cut.bin << low;
         known |= ((1u << width) - 1) << low;
-        for (int i = 0; i < 2; i++) {
-            at.above[i] += s.cut.above[i];
-            at.equal[i] = s.cut.inside[i];
-        }
+        descend();
     }
     return at;
 }
 
+// One warp: the first of `n` parts with which the running total of what is kept exceeds the target. Of the ids that equal
+// the threshold, with a mass of `each`, the first `ties` are kept.
+__device__ __forceinline__ void pick(Shared &s, u32 n, u32 ties, u64 each, u64 target) {
+    constexpr u32 EACH = MOST_SLICES / 32; // of a lane
+    const u32 first = threadIdx.x % 32 * EACH;
+    u64 equal[EACH], before = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        equal[i] = first + i < n ? s.part_equal[first + i] : 0;
+        before += equal[i];
+    }
+    before = warp_scan(before) - before;
+    u64 left[EACH], sum[EACH], own = 0;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        left[i] = ties - min(before, static_cast<u64>(ties));
+        sum[i] = first + i < n ? s.part_mass[first + i] + min(equal[i], left[i]) * each : 0;
+        before += equal[i];
+        own += sum[i];
+    }
+    u64 below = warp_scan(own) - own;
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) {
+        if (below <= target && target < below + sum[i]) {
+            s.choice = first + i;
+            s.ties = static_cast<u32>(left[i]);
+            s.target = target - below;
+        }
+        below += sum[i];
+    }
+}
+
 extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __grid_constant__ QwenvlSample p) {
     __shared__ Shared s;
-    const u32 row_index = blockIdx.x, slices = (p.vocab + SLICE - 1) / SLICE;
-    const u64 best = p.best[static_cast<u64>(row_index) * (slices + 1) + slices];
+    const u32 row_index = blockIdx.y, slices = (p.vocab + SLICE - 1) / SLICE, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u64 *parts = p.best + static_cast<u64>(row_index) * (slices + 1), best = parts[slices];
     if (best == 0) {
         return; // answered by argmax
     }
-    const QwenvlSampleRow params = p.params[row_index];
     const Row row = {p.scores + static_cast<u64>(row_index) * p.vocab, p.vocab, score_of(static_cast<u32>(best >> 32))};
 
-    for (u32 i = threadIdx.x; i < COARSE; i += SAMPLE_THREADS) {
-        s.coarse_count[i] = 0;
-        s.coarse_mass[i] = 0;
+    // Counts in bins: of some slices, then of all.
+    s.coarse_count[threadIdx.x] = 0;
+    s.coarse_mass[threadIdx.x] = 0;
+    __syncthreads();
+    for (u32 id = blockIdx.x * SLICE + threadIdx.x; id < row.vocab; id += gridDim.x * SLICE) {
+        float score = row.scores[id];
+        add(s.coarse_count, s.coarse_mass, row.coarse(score), row.mass(score));
     }
     __syncthreads();
-    for (u32 id = threadIdx.x; id < row.vocab; id += SAMPLE_THREADS) {
-        float score = row.scores[id];
-        u32 bin = row.coarse(score);
-        atomicAdd(s.coarse_count + bin, 1u);
-        atomicAdd(s.coarse_mass + bin, row.mass(score));
+    u64 *counts = p.bins + static_cast<u64>(row_index) * (2 * COARSE) + threadIdx.x, *masses = counts + COARSE;
+    if (s.coarse_count[threadIdx.x] > 0) {
+        atomicAdd(counts, static_cast<u64>(s.coarse_count[threadIdx.x]));
+        atomicAdd(masses, s.coarse_mass[threadIdx.x]);
+    }
+    if (!is_last(p.arrivals + row_index, gridDim.x, &s.choice)) {
+        return;
+    }
+    s.coarse_count[threadIdx.x] = static_cast<u32>(__ldcg(counts));
+    s.coarse_mass[threadIdx.x] = __ldcg(masses);
+    *counts = *masses = 0; // for the next launch
+    if (threadIdx.x < slices) {
+        s.slice_bin[threadIdx.x] = row.coarse(score_of(static_cast<u32>(parts[threadIdx.x] >> 32)));
+    }
+    if (threadIdx.x == 0) {
+        s.n_slices = slices;
     }
     __syncthreads();
 
     // Kept are the keys above `last`, and the first `ties` of those that equal it.
+    const QwenvlSampleRow params = p.params[row_index];
     u32 last = 0, ties = 0xffffffffu;
     u64 total = 0; // mass of what is kept
     if (params.top_k != 0 && params.top_k < row.vocab) {
@@ -287,15 +438,12 @@ extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __g
         last = at.key;
         total = at.above[1] + at.equal[1];
     } else {
-        total = warp_total(s.coarse_mass[threadIdx.x]); // COARSE is the number of threads
-        if (threadIdx.x % 32 == 0) {
-            s.totals[threadIdx.x / 32][1] = total;
+        total = warp_total(s.coarse_mass[threadIdx.x]);
+        if (lane == 0) {
+            s.totals[warp][1] = total;
         }
         __syncthreads();
-        total = 0;
-        for (u32 warp = 0; warp < WARPS; warp++) {
-            total += s.totals[warp][1];
-        }
+        total = warp_total(s.totals[lane][1]); // as many warps as lanes
         __syncthreads();
     }
     if (params.top_p < 1.0f) {
@@ -309,68 +457,63 @@ extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __g
         total = at.above[1] + ties * each;
     }
 
-    // The id with which the running total in the order of ids exceeds the drawn number. Twice each warp sums a 32nd of
-    // the range, and the range becomes that of the warp where it happens; the rest is walked.
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u64 target = __umul64hi(total, static_cast<u64>(philox(params.position, params.seed)) << 32);
-    u32 first = 0, end = row.vocab;
-#pragma unroll 1
-    for (int round = 0; round < 2; round++) {
-        const u32 width = (end - first + WARPS - 1) / WARPS;
-        const u32 from = min(first + warp * width, end), to = min(from + width, end);
-        u64 equal = 0, mass = 0;
-        for (u32 id = from + lane; id < to; id += 32) {
-            float score = row.scores[id];
-            u32 key = key_of(score);
-            equal += key == last;
-            mass += key > last ? row.mass(score) : 0;
-        }
-        equal = warp_total(equal), mass = warp_total(mass);
-        if (lane == 0) {
-            s.totals[warp][0] = equal;
-            s.totals[warp][1] = mass;
-        }
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            u64 each = row.mass(score_of(last));
-            u32 at = 0;
-            for (; at < WARPS - 1; at++) {
-                u64 kept = min(s.totals[at][0], static_cast<u64>(ties));
-                u64 sum = s.totals[at][1] + kept * each;
-                if (sum > target) {
-                    break;
-                }
-                target -= sum;
-                ties -= static_cast<u32>(kept);
+    // The id with which the running total in the order of ids exceeds the drawn number: first its slice, then the 32 of the
+    // slice, then itself.
+    const u64 each = row.mass(score_of(last)); // none of a threshold that is no key
+    const u64 drawn = __umul64hi(total, static_cast<u64>(philox(params.position, params.seed)) << 32);
+    auto mass_above = [&](float score) { return key_of(score) > last ? row.mass(score) : 0ull; };
+    list_slices(s, last == 0 ? COARSE - 1 : row.coarse(score_of(last)));
+    for (u32 at = warp; at < s.n_listed; at += WARPS) {
+        const u32 first = s.listed[at] * SLICE + lane;
+        u32 equal = 0;
+        u64 mass = 0;
+#pragma unroll 8
+        for (u32 i = 0; i < SLICE; i += 32) {
+            if (first + i < row.vocab) {
+                float score = row.scores[first + i];
+                equal += key_of(score) == last;
+                mass += mass_above(score);
             }
-            s.choice = at;
-            s.rest[0] = ties;
-            s.rest[1] = target;
         }
-        __syncthreads();
-        ties = static_cast<u32>(s.rest[0]);
-        target = s.rest[1];
-        first = min(first + s.choice * width, end);
-        end = min(first + width, end);
+        equal = __reduce_add_sync(0xffffffffu, equal);
+        mass = warp_total(mass);
+        if (lane == 0) {
+            s.part_equal[at] = equal;
+            s.part_mass[at] = mass;
+        }
     }
+    __syncthreads();
+    if (warp == 0) {
+        pick(s, s.n_listed, ties, each, drawn);
+    }
+    __syncthreads();
+    const u32 slice = s.listed[s.choice] * SLICE;
+    {
+        const u32 id = slice + threadIdx.x;
+        const float score = id < row.vocab ? row.scores[id] : -INFINITY;
+        const u32 equal = __ballot_sync(0xffffffffu, id < row.vocab && key_of(score) == last);
+        const u64 mass = warp_total(id < row.vocab ? mass_above(score) : 0ull);
+        if (lane == 0) {
+            s.part_equal[warp] = __popc(equal);
+            s.part_mass[warp] = mass;
+        }
+    }
+    const u64 target = s.target;
+    ties = s.ties;
+    __syncthreads();
     if (warp != 0) {
         return;
     }
-    for (u32 start = first; start < end; start += 32) {
-        const u32 id = start + lane;
-        float score = id < end ? row.scores[id] : -INFINITY;
-        u32 key = key_of(score);
-        u32 equal = __ballot_sync(0xffffffffu, id < end && key == last);
-        bool kept = id < end && (key > last || (key == last && __popc(equal & ((1u << lane) - 1)) < ties));
-        u64 sum = warp_scan(kept ? row.mass(score) : 0);
-        u32 over = __ballot_sync(0xffffffffu, sum > target);
-        if (over != 0) {
-            if (lane == 0) {
-                answer(p, row_index, start + __ffs(over) - 1);
-            }
-            return;
-        }
-        target -= __shfl_sync(0xffffffffu, sum, 31);
-        ties -= min(static_cast<u32>(__popc(equal)), ties);
+    pick(s, WARPS, ties, each, target);
+    __syncwarp();
+    const u32 id = slice + s.choice * 32 + lane;
+    const float score = id < row.vocab ? row.scores[id] : -INFINITY;
+    const u32 key = key_of(score);
+    const u32 equal = __ballot_sync(0xffffffffu, id < row.vocab && key == last);
+    const bool kept = id < row.vocab && (key > last || (key == last && __popc(equal & ((1u << lane) - 1)) < s.ties));
+    const u64 sum = warp_scan(kept ? row.mass(score) : 0);
+    const u32 over = __ballot_sync(0xffffffffu, sum > s.target);
+    if (lane == 0) {
+        answer(p, row_index, id + __ffs(over) - 1);
     }
 }

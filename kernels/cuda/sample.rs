@@ -27,6 +27,8 @@ pub struct Sample {
     pub tokens: Address,
     /// [`best_len`] of u64, scratch.
     pub best: Address,
+    /// `[rows]` of [`BINS_BYTES`]: zero before the first launch, and after each.
+    pub bins: Address,
     /// `[rows]` u32: zero before the first launch, and after each.
     pub arrivals: Address,
     /// Whether a row may have a temperature above zero; else one launch less is made.
@@ -36,6 +38,10 @@ pub struct Sample {
     /// Ids.
     pub vocab: usize,
 }
+
+/// Bytes of a row of [`Sample::bins`].
+pub use qwenvl_graph::cuda::SAMPLE_BINS_BYTES as BINS_BYTES;
+const _: () = assert!(BINS_BYTES == 16 * abi::QWENVL_SAMPLE_BINS as usize);
 
 /// Length of [`Sample::best`].
 pub const fn best_len(rows: usize, vocab: usize) -> usize {
@@ -64,6 +70,7 @@ impl Kernels {
             params: s.params as *const SampleRow,
             tokens: s.tokens as *mut u32,
             best: s.best as *mut u64,
+            bins: s.bins as *mut u64,
             arrivals: s.arrivals as *mut u32,
             rows: s.rows as u32,
             vocab: s.vocab as u32,
@@ -74,7 +81,7 @@ impl Kernels {
         unsafe { self.launch(stream, "argmax", (slices, p.rows, 1), 256, &p)? };
         if s.drawn {
             // SAFETY: the caller's promise; argmax is before it on the stream.
-            unsafe { self.launch(stream, "sample", (p.rows, 1, 1), 1024, &p)? };
+            unsafe { self.launch(stream, "sample", (slices.div_ceil(2), p.rows, 1), 1024, &p)? };
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::linear::{GROUP, STRIP, WeightKind, small_rows};
 pub enum Tile {
     /// A run of the weights and all rows, few as they are: each weight comes from memory once.
     Run,
-    /// 256 outputs of 64 or, of 16-bit weights, 128 rows.
+    /// 256 outputs of 128 rows of 16-bit weights, or of 16 to 64 rows: see [`super::Kernels::tile_rows`].
     Wide,
     /// 128 outputs of 128 rows; of 16-bit weights only.
     Square,

@@ -1,6 +1,6 @@
 //! argmax and sample, beside the sampler of the host.
 
-use qwenvl::kernels::cuda::sample::{NO_TOKEN, Sample, SampleRow, best_len};
+use qwenvl::kernels::cuda::sample::{BINS_BYTES, NO_TOKEN, Sample, SampleRow, best_len};
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
 
 use crate::common::rng::Rng;
@@ -38,6 +38,7 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
         Buffer::<u64>::scratch(best_len(rows, vocab)),
         Buffer::<u32>::zeroed(rows),
     );
+    let bins = Buffer::<u8>::zeroed(rows * BINS_BYTES);
     let call = Sample {
         logits: logits_at.at,
         scores: scores.at,
@@ -46,6 +47,7 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
         params: params_at.at,
         tokens: tokens.at,
         best: best.at,
+        bins: bins.at,
         arrivals: arrivals.at,
         drawn: params.iter().any(|(p, _)| !p.is_greedy()),
         rows,
@@ -55,6 +57,7 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
     unsafe { gpu().kernels.sample(&stream(), &call) }.unwrap();
     let tokens: Vec<Option<u32>> = tokens.read().into_iter().map(|t| (t != NO_TOKEN).then_some(t)).collect();
     assert!(arrivals.read().iter().all(|&n| n == 0));
+    assert!(bins.read().iter().all(|&n| n == 0), "the next launch finds none");
     for (row, token) in tokens.iter().enumerate() {
         if let Some(token) = token {
             history[row * words + *token as usize / 32] |= 1 << (token % 32);
@@ -67,7 +70,7 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
 #[test]
 fn the_device_picks_the_tokens_of_the_host() {
     let mut rng = Rng(8);
-    for (vocab, spread) in [(1, 1.0), (33, 3.0), (1280, 2.5), (9000, 2.0), (4096, 0.0), (5000, 60.0)] {
+    for (vocab, spread) in [(1, 1.0), (33, 3.0), (1280, 2.5), (9000, 2.0), (4096, 0.0), (5000, 60.0), (33_000, 4.0)] {
         let (mut logits, mut seen, mut params) = (Vec::new(), Vec::new(), Vec::new());
         for (i, (top_k, top_p, temperature, penalty)) in [
             (0, 1.0, 0.0, 1.0),

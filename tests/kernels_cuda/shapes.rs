@@ -13,7 +13,7 @@ use qwenvl::kernels::cuda::linear::{
 };
 use qwenvl::kernels::cuda::norm::{Embed, Frames, Norm, NormKind, Patchify, Table};
 use qwenvl::kernels::cuda::pointwise::{Pointwise, PointwiseOp};
-use qwenvl::kernels::cuda::sample::{Sample, best_len};
+use qwenvl::kernels::cuda::sample::{BINS_BYTES, Sample, best_len};
 use qwenvl::kernels::cuda::{Address, Half, Kernels};
 use qwenvl_graph::cuda::decode_splits;
 use qwenvl_graph::op::{Heads, MRope, VisionRope};
@@ -160,8 +160,9 @@ impl Shapes<'_> {
         }
         for model in &MODELS {
             self.rms_norm(model, 1);
-            self.sample(model);
+            self.sample(model, false);
         }
+        self.sample(&MODELS[2], true);
         for model in &MODELS {
             self.layer(model, Int4, Prefill, 2048);
         }
@@ -578,20 +579,31 @@ impl Shapes<'_> {
     }
 
     /// Greedy: one launch. Logits of zero.
-    fn sample(&mut self, model: &Model) {
+    /// The largest score, or one drawn as the published generation_config.json says.
+    fn sample(&mut self, model: &Model, drawn: bool) {
         let vocab = model.vocab;
-        self.case(streaming(format!("argmax {}", model.name), vocab * 4), |kernels| {
+        let of_model = |what: &str| streaming(format!("{what} {}", model.name), vocab * 4);
+        let parts = if drawn { ["argmax, drawn", "sample, drawn"].map(of_model).to_vec() } else { Vec::new() };
+        let case = Case { parts, ..of_model(if drawn { "token, drawn" } else { "argmax" }) };
+        self.case(case, |kernels| {
             let words = vocab.div_ceil(32);
+            let (temperature, top_k, top_p) = if drawn { (0.01f32, 1, 0.001f32) } else { (0.0, 0, 1.0) };
+            // About as far apart as logits are.
+            let logits: Vec<u32> =
+                (0..vocab as u32).map(|i| (i.wrapping_mul(2_654_435_769) as f32 / 2e8).to_bits()).collect();
+            // A `QwenvlSampleRow`.
+            let params = [0, 0, 0, 0, temperature.to_bits(), top_p.to_bits(), 1f32.to_bits(), top_k];
             let s = Sample {
-                logits: zeroed(vocab * 4),
+                logits: of(&logits),
                 scores: memory(vocab * 4),
                 history: zeroed(words * 4),
                 history_words: words,
-                params: of(&[0, 0, 0, 0, 0, 1f32.to_bits(), 1f32.to_bits(), 0]),
+                params: of(&params),
                 tokens: memory(4),
                 best: memory(best_len(1, vocab) * 8),
+                bins: zeroed(BINS_BYTES),
                 arrivals: zeroed(4),
-                drawn: false,
+                drawn,
                 rows: 1,
                 vocab,
             };

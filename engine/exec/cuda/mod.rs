@@ -221,6 +221,7 @@ impl CudaExecutor {
             inputs: addresses.range(|w| &w.sampling),
             scores: addresses.of(|w| &w.scores),
             best: best.start,
+            bins: addresses.of(|w| &w.bins),
             arrivals: addresses.of(|w| &w.arrivals),
             picked: addresses.of(|w| &w.tokens),
         };
@@ -268,8 +269,9 @@ impl CudaExecutor {
         let vision = RopeTable::by_position(plan.config.vision.head_dim() / 4, 10_000.0, sides);
         let at = self.addresses.of(|w| &w.vision_rope);
         self.staging.upload(&self.gpu, step, at, bytemuck::cast_slice(&vision))?;
-        let arrivals = self.addresses.range(|w| &w.arrivals);
-        self.gpu.zero(step, arrivals.start, arrivals.end - arrivals.start)?;
+        for counters in [self.addresses.range(|w| &w.arrivals), self.addresses.range(|w| &w.bins)] {
+            self.gpu.zero(step, counters.start, counters.end - counters.start)?;
+        }
         self.gpu.wait(step)
     }
 

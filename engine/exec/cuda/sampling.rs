@@ -23,6 +23,7 @@ pub(super) struct Sampling {
     /// Device memory: see [`Sample`].
     scores: u64,
     best: u64,
+    bins: u64,
     arrivals: u64,
     picked: u64,
 }
@@ -32,6 +33,7 @@ pub(super) struct Places {
     pub(super) inputs: Range<u64>,
     pub(super) scores: u64,
     pub(super) best: u64,
+    pub(super) bins: u64,
     pub(super) arrivals: u64,
     pub(super) picked: u64,
 }
@@ -51,6 +53,7 @@ impl Sampling {
             vocab,
             scores: places.scores,
             best: places.best,
+            bins: places.bins,
             arrivals: places.arrivals,
             picked: places.picked,
         })
@@ -110,6 +113,7 @@ impl Sampling {
             params,
             tokens: self.picked,
             best: self.best,
+            bins: self.bins,
             arrivals: self.arrivals,
             drawn,
             rows: n,

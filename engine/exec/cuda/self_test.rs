@@ -17,7 +17,7 @@ use crate::exec::compare::{compare, unit_roundoff, worst};
 use crate::kernels::cuda::attention::{FlashAttention, Keys, PREFILL_TILE_ROWS, Sequence, TileList};
 use crate::kernels::cuda::linear::{self, Finish, Kv, Linear, Regime, RowOrder, WeightKind, Workspace};
 use crate::kernels::cuda::repack::{Format, Repack, Source};
-use crate::kernels::cuda::sample::{NO_TOKEN, Sample, best_len};
+use crate::kernels::cuda::sample::{BINS_BYTES, NO_TOKEN, Sample, best_len};
 use crate::kernels::cuda::{Half, Kernels};
 use crate::prompt::{ImageInput, Message, Part};
 use crate::request::Request;
@@ -383,6 +383,7 @@ fn sample(gpu: &Gpu, kernels: &Kernels) -> Result<f64> {
     let scores = gpu.block(step, 4 * logits.len() as u64)?;
     let (tokens, arrivals) = (upload(gpu, step, &vec![0u32; n])?, upload(gpu, step, &vec![0u32; n])?);
     let best = gpu.block(step, 8 * best_len(n, vocab) as u64)?;
+    let bins = upload(gpu, step, &vec![0u8; n * BINS_BYTES])?;
     let call = Sample {
         logits: sent.address(),
         scores: scores.address(),
@@ -391,6 +392,7 @@ fn sample(gpu: &Gpu, kernels: &Kernels) -> Result<f64> {
         params: params.address(),
         tokens: tokens.address(),
         best: best.address(),
+        bins: bins.address(),
         arrivals: arrivals.address(),
         drawn: true,
         rows: n,
