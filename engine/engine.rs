@@ -35,12 +35,13 @@ pub struct EngineOptions {
     pub activation: DType,
     /// Threads that execute kernels on a CPU; the machine's processors if `None`.
     pub threads: Option<usize>,
-    /// Most tokens of one sequence, prompt and answer together; 4096 if `None`, or the model's
-    /// maximum if that is less.
+    /// Most tokens of one sequence, prompt and answer together; as many as the model takes and the device holds if
+    /// `None`, see [`EngineOptions::plan`].
     pub context_tokens: Option<usize>,
     /// Most sequences at once.
     pub max_seqs: usize,
-    /// Tokens that the KV cache holds; enough for all sequences if `None`.
+    /// Tokens that the KV cache holds; enough for all sequences if `None`, or, without `context_tokens`, for one of
+    /// them or 4,096 tokens of each.
     pub kv_pool_tokens: Option<usize>,
     /// Most prompt tokens in one call of the decoder.
     pub prefill_chunk_tokens: usize,
@@ -73,8 +74,8 @@ impl Default for EngineOptions {
     }
 }
 
-/// The context of an engine whose options do not say.
-pub const DEFAULT_CONTEXT_TOKENS: usize = 4096;
+/// The least context that an engine takes whose options do not say, and the cache's share of each sequence.
+const LEAST_CONTEXT_TOKENS: usize = 4096;
 
 impl EngineOptions {
     /// The bounds that one request needs and no more.
@@ -88,23 +89,41 @@ impl EngineOptions {
         }
     }
 
-    /// The plan options for a model.
-    pub fn plan_options(&self, frontend: &Frontend) -> PlanOptions {
+    /// The plan for a model on a device. Where no context was asked for: with the model's longest, or the half of it
+    /// that fits, and so on down to 4,096 tokens; sequences then share a cache of one context, or of 4,096 tokens each.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn plan(&self, config: &ModelConfig, frontend: &Frontend, device: &Device) -> Result<Plan> {
+        let mut context = config.text.max_position_embeddings;
+        loop {
+            let plan = Plan::new(config, device, &self.plan_options(frontend, context))?;
+            if self.context_tokens.is_some() || plan.fits() || context <= LEAST_CONTEXT_TOKENS {
+                return Ok(plan);
+            }
+            context = (context / 2).max(LEAST_CONTEXT_TOKENS);
+        }
+    }
+
+    fn plan_options(&self, frontend: &Frontend, most_context: usize) -> PlanOptions {
         let config = frontend.config();
-        let text = &config.text;
-        let context = self.context_tokens.unwrap_or(DEFAULT_CONTEXT_TOKENS.min(text.max_position_embeddings));
+        let context = self.context_tokens.unwrap_or(most_context);
         let area = (config.vision.pixel_factor() as u64).pow(2);
         let max_pixels = self
             .max_pixels
             .unwrap_or(frontend.max_pixels())
             .min((context as u64).saturating_mul(area))
             .max(area);
+        // A sequence has whole pages.
+        let pages = |tokens: usize| tokens.div_ceil(KV_PAGE_TOKENS).saturating_mul(KV_PAGE_TOKENS);
+        let of_each = |tokens: usize| pages(tokens).saturating_mul(self.max_seqs.max(1));
+        let pool = match self.context_tokens {
+            Some(_) => of_each(context),
+            None => pages(context).max(of_each(LEAST_CONTEXT_TOKENS.min(context))),
+        };
         PlanOptions {
             max_seqs: self.max_seqs,
-            // A sequence has whole pages.
-            kv_pool_tokens: self.kv_pool_tokens.unwrap_or(
-                context.div_ceil(KV_PAGE_TOKENS).saturating_mul(KV_PAGE_TOKENS * self.max_seqs.max(1)),
-            ),
+            kv_pool_tokens: self.kv_pool_tokens.unwrap_or(pool),
             prefill_chunk_tokens: self.prefill_chunk_tokens,
             max_visual_tokens: self.max_visual_tokens.unwrap_or(context),
             activation: self.activation,
@@ -136,7 +155,7 @@ impl EngineOptions {
 /// # }
 /// ```
 pub struct Engine {
-    frontend: Frontend,
+    frontend: Arc<Frontend>,
     executor: Box<dyn Executor>,
     scheduler: Scheduler,
     load_ms: f64,
@@ -154,34 +173,37 @@ impl Engine {
         Engine::with_frontend(checkpoint, frontend, options, &mut |_, _| {})
     }
 
-    /// As [`Engine::load`], with a frontend that has already prepared requests, and a callback that
-    /// is told the bytes of weights bound so far and in all.
+    /// As [`Engine::load`], with a frontend that has already prepared requests or that others share, and a callback
+    /// that is told the bytes of weights bound so far and in all.
     ///
     /// # Errors
     /// As [`Engine::load`].
     pub fn with_frontend(
         checkpoint: Checkpoint,
-        frontend: Frontend,
+        frontend: impl Into<Arc<Frontend>>,
         options: &EngineOptions,
         progress: Progress,
     ) -> Result<Engine> {
+        let frontend = frontend.into();
         let start = Instant::now();
         checkpoint.validate()?;
         let mut config = checkpoint.config.clone();
         // The files decide, not what config.json says about them.
         config.dtype = checkpoint.dense_dtype("model.embed_tokens.weight");
-        let plan_options = options.plan_options(&frontend);
         let mut cache = None;
         let executor: Box<dyn Executor> = match options.target {
             Target::Cpu => {
                 let device = cpu(options.threads)?;
-                let plan = Plan::new(&config, &device, &plan_options)?;
+                let plan = options.plan(&config, &frontend, &device)?;
                 let directory = options.repack_cache.as_deref();
                 let executor = CpuExecutor::bind(plan, Arc::new(checkpoint), directory, progress)?;
                 cache = executor.cache().cloned();
                 Box::new(executor)
             }
-            Target::Cuda(ordinal) => cuda(&config, &plan_options, ordinal, checkpoint, progress)?,
+            Target::Cuda(ordinal) => {
+                let plan = &|device: &Device| options.plan(&config, &frontend, device);
+                cuda(plan, ordinal, checkpoint, progress)?
+            }
         };
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
         Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()), cache })
@@ -192,8 +214,8 @@ impl Engine {
         self.executor.plan()
     }
 
-    /// What makes prompts.
-    pub fn frontend(&self) -> &Frontend {
+    /// What makes prompts: other threads may prepare requests with a clone while this one steps.
+    pub fn frontend(&self) -> &Arc<Frontend> {
         &self.frontend
     }
 
@@ -287,21 +309,19 @@ fn cpu(threads: Option<usize>) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda(
-    config: &ModelConfig,
-    options: &PlanOptions,
+    plan: &dyn Fn(&Device) -> Result<Plan>,
     ordinal: usize,
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> Result<Box<dyn Executor>> {
     let gpu = crate::exec::cuda::Gpu::open(ordinal)?;
-    let plan = Plan::new(config, &gpu.device()?, options)?;
+    let plan = plan(&gpu.device()?)?;
     Ok(Box::new(crate::exec::cuda::CudaExecutor::bind(plan, Arc::new(checkpoint), gpu, progress)?))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(
-    _: &ModelConfig,
-    _: &PlanOptions,
+    _: &dyn Fn(&Device) -> Result<Plan>,
     ordinal: usize,
     _: Checkpoint,
     _: Progress,

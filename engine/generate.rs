@@ -1,7 +1,8 @@
 //! Prefill and decode: many requests through one executor.
 //!
 //! Requests wait until the cache has pages for their whole context, then join; prompts run in chunks
-//! that may hold several of them, and all sequences decode together. What a request is answered
+//! that may hold several of them, and all sequences decode together. Prompts and answers take turns, so
+//! that an answer under way waits for one call of others' prompts at a time. What a request is answered
 //! does not depend on its company.
 
 use std::collections::VecDeque;
@@ -65,6 +66,8 @@ struct Sequence {
     generated: Vec<u32>,
     history: TokenSet,
     text: String,
+    /// Slices of its pictures that the vision tower has seen.
+    encoded_slices: usize,
     /// Where its pictures' rows start, and how many have been taken.
     visual_base: usize,
     visual_taken: usize,
@@ -72,6 +75,15 @@ struct Sequence {
 }
 
 impl Sequence {
+    /// Whether its pictures, or some of them, are still to be seen.
+    fn is_encoding(&self) -> bool {
+        self.slices().nth(self.encoded_slices).is_some()
+    }
+
+    fn slices(&self) -> impl Iterator<Item = Slice<'_>> {
+        self.prepared.visuals.iter().flat_map(|visual| (0..visual.grid.t).map(move |t| Slice { visual, t }))
+    }
+
     fn is_prefilling(&self) -> bool {
         self.cached < self.prepared.tokens.len()
     }
@@ -95,6 +107,8 @@ pub(crate) struct Scheduler {
     active: Vec<Sequence>,
     /// Visual rows taken since the last time nobody needed any.
     visual_used: usize,
+    /// Whether the last call was for a prompt or its pictures.
+    prompts_had_turn: bool,
     next_id: u64,
     /// Weights that one decode step reads.
     decode_weight_bytes: u64,
@@ -205,6 +219,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             active: Vec::with_capacity(o.max_seqs),
             visual_used: 0,
+            prompts_had_turn: false,
             next_id: 0,
             decode_weight_bytes: plan.decode.cost(&Sizes::decode(1, 1)).weight_bytes,
             placeholders: [plan.config.image_token_id, plan.config.video_token_id],
@@ -223,7 +238,7 @@ impl Scheduler {
         let o = &executor.plan().options;
         let prompt = prepared.tokens.len();
         let room = o.context_tokens.saturating_sub(prompt);
-        let max_tokens = prepared.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(room.max(1)));
+        let max_tokens = prepared.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(room)).max(1);
         if max_tokens > room {
             return Err(Error::Context {
                 prompt_tokens: prompt,
@@ -259,6 +274,7 @@ impl Scheduler {
             generated: Vec::new(),
             history,
             text: String::new(),
+            encoded_slices: 0,
             visual_base: 0,
             visual_taken: 0,
             started: Instant::now(),
@@ -281,8 +297,7 @@ impl Scheduler {
         }
     }
 
-    /// One call of the decoder, with the vision tower before it where a request joins. Appends what
-    /// happened.
+    /// One call of the decoder or the vision tower. Appends what happened.
     ///
     /// # Errors
     /// Those of the device: then all requests that had joined are forgotten, without an event, and those
@@ -297,10 +312,17 @@ impl Scheduler {
 
     fn try_step(&mut self, executor: &mut dyn Executor, events: &mut Vec<Event>) -> Result<()> {
         self.drop_cancelled(executor, events);
-        self.admit(executor)?;
+        self.admit(executor);
+        let prompts = self.active.iter().any(Sequence::is_prefilling);
+        let answers = self.active.iter().any(|s| !s.is_prefilling());
+        self.prompts_had_turn = prompts && !(answers && self.prompts_had_turn);
+        if self.prompts_had_turn
+            && let Some(at) = self.active.iter().position(Sequence::is_encoding)
+        {
+            return self.encode(executor, at);
+        }
         let start = Instant::now();
-        let prefilling = self.active.iter().any(Sequence::is_prefilling);
-        let phase = if prefilling { Phase::Prefill } else { Phase::Decode };
+        let phase = if self.prompts_had_turn { Phase::Prefill } else { Phase::Decode };
         self.batch.clear();
         match phase {
             Phase::Prefill => self.batch_prompts(executor),
@@ -330,20 +352,20 @@ impl Scheduler {
         }
     }
 
-    /// Lets waiting requests join while there is room, and encodes their pictures.
-    fn admit(&mut self, executor: &mut dyn Executor) -> Result<()> {
+    /// Lets waiting requests join while there is room.
+    fn admit(&mut self, executor: &dyn Executor) {
+        let o = &executor.plan().options;
         loop {
-            let o = &executor.plan().options;
             if !self.active.iter().any(Sequence::is_prefilling) {
                 self.visual_used = 0;
             }
-            let Some(next) = self.waiting.front() else { return Ok(()) };
+            let Some(next) = self.waiting.front() else { return };
             let rows = next.prepared.visual_tokens;
             if self.active.len() == o.max_seqs || self.visual_used + rows > o.max_visual_tokens {
-                return Ok(());
+                return;
             }
             let Some(pages) = self.pages.allocate(next.prepared.tokens.len() + next.max_tokens) else {
-                return Ok(());
+                return;
             };
             let mut sequence = self.waiting.pop_front().expect("looked at above");
             sequence.pages = pages;
@@ -353,43 +375,36 @@ impl Scheduler {
             // What a token adds to, at its length: nothing is allocated while decoding.
             sequence.generated.reserve_exact(sequence.max_tokens);
             sequence.text.reserve_exact(sequence.max_tokens.saturating_mul(TEXT_BYTES_PER_TOKEN));
-            let encoded = self.encode(executor, &mut sequence);
             self.active.push(sequence);
-            encoded?;
         }
     }
 
-    /// Runs the vision tower over as many slices at a time as the plan allows.
-    fn encode(&mut self, executor: &mut dyn Executor, sequence: &mut Sequence) -> Result<()> {
+    /// Runs the vision tower over the next slices of a sequence, as many as the plan allows.
+    fn encode(&mut self, executor: &mut dyn Executor, at: usize) -> Result<()> {
         let start = Instant::now();
         let (max_patches, per_token) =
             (executor.plan().options.max_patches, executor.plan().config.vision.patches_per_token());
-        let all: Vec<Slice> = sequence
-            .prepared
-            .visuals
-            .iter()
-            .flat_map(|visual| (0..visual.grid.t).map(move |t| Slice { visual, t }))
-            .collect();
-        let mut first_row = sequence.visual_base;
-        let mut rest = all.as_slice();
-        while !rest.is_empty() {
-            let (mut count, mut patches, mut pairs) = (0, 0, 0u64);
-            for slice in rest {
-                let n = slice.visual.grid.patches_per_slice();
-                if patches + n > max_patches {
-                    break;
-                }
-                (count, patches, pairs) = (count + 1, patches + n, pairs + (n as u64).pow(2));
+        let sequence = &mut self.active[at];
+        let (mut first_row, mut slices) = (sequence.visual_base, Vec::new());
+        let (mut patches, mut pairs) = (0, 0);
+        for (number, slice) in sequence.slices().enumerate() {
+            let n = slice.visual.grid.patches_per_slice();
+            if number < sequence.encoded_slices {
+                first_row += n / per_token;
+                continue;
             }
-            let (now, later) = rest.split_at(count);
-            executor.encode(&VisionCall { slices: now, normalize: &self.normalize, first_row })?;
-            let sizes = Sizes { patches, patch_pairs: pairs, ..Sizes::default() };
-            self.work.vision_flops += executor.plan().vision.cost(&sizes).flops;
-            first_row += patches / per_token;
-            rest = later;
+            if patches + n > max_patches {
+                break;
+            }
+            slices.push(slice);
+            (patches, pairs) = (patches + n, pairs + (n as u64).pow(2));
         }
-        sequence.prepared.timings.vit_ms += ms(start.elapsed());
+        executor.encode(&VisionCall { slices: &slices, normalize: &self.normalize, first_row })?;
+        let sizes = Sizes { patches, patch_pairs: pairs, ..Sizes::default() };
+        self.work.vision_flops += executor.plan().vision.cost(&sizes).flops;
         self.work.vision_s += start.elapsed().as_secs_f64();
+        sequence.encoded_slices += slices.len();
+        sequence.prepared.timings.vit_ms += ms(start.elapsed());
         Ok(())
     }
 
@@ -419,7 +434,7 @@ impl Scheduler {
     }
 
     fn batch_tokens(&mut self) {
-        for (owner, s) in self.active.iter_mut().enumerate() {
+        for (owner, s) in self.active.iter_mut().enumerate().filter(|(_, s)| !s.is_prefilling()) {
             let (first, past) = (self.batch.tokens.len(), s.cached);
             let token = *s.generated.last().expect("a prefilled sequence has a token");
             self.batch.push(token, s.position(past), NO_VISUAL_ROW, s.pages.slot(past));

@@ -17,7 +17,7 @@ pub mod sampler;
 pub mod vision;
 
 pub use checkpoint::Checkpoint;
-pub use engine::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Generation, Target};
+pub use engine::{Engine, EngineOptions, Generation, Target};
 pub use error::{Error, Result};
 pub use frontend::{Frontend, Prepared};
 pub use generate::{Event, RequestId, Work};

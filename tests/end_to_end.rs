@@ -130,3 +130,33 @@ fn the_plain_graph_gives_the_tokens_of_the_fused_one() {
     let plain = std::mem::take(&mut answers[1]);
     assert_eq!(answers[0], plain);
 }
+
+#[test]
+fn other_threads_prepare_requests_while_the_engine_steps() {
+    let mut engine = Engine::load(Checkpoint::tiny().unwrap(), &options()).unwrap();
+    let samples: Vec<Sample> = samples().into_iter().take(4).collect();
+    let (send, prepared) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for (number, sample) in samples.iter().enumerate() {
+            let (frontend, send) = (engine.frontend().clone(), send.clone());
+            scope.spawn(move || send.send((number, frontend.prepare(&sample.request))).unwrap());
+        }
+        drop(send);
+        let mut ids = Vec::new();
+        let (mut events, mut answers) = (Vec::new(), 0);
+        while ids.len() < samples.len() || !engine.is_idle() {
+            if let Ok((number, request)) = prepared.try_recv() {
+                ids.push((engine.submit(request.unwrap()).unwrap(), number));
+            }
+            engine.step(&mut events).unwrap();
+            for event in events.drain(..) {
+                if let Event::Done(id, _, answer) = event {
+                    let number = ids.iter().find(|(own, _)| *own == id).unwrap().1;
+                    check(&samples[number], &answer, "_awq");
+                    answers += 1;
+                }
+            }
+        }
+        assert_eq!(answers, samples.len());
+    });
+}

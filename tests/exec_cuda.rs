@@ -12,7 +12,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use qwenvl::exec::compare::compare;
 use qwenvl::exec::{DecoderCall, Executor, Phase, SampleRow};
-use qwenvl::graph::{DType, Plan};
+use qwenvl::graph::DType;
 use qwenvl::kernels::SeqRows;
 use qwenvl::kernels::cuda::capturing;
 use qwenvl::sampler::{Sampler, SamplingParams, TokenSet};
@@ -155,7 +155,7 @@ fn executor(max_seqs: usize) -> Box<dyn Executor> {
     let frontend = Frontend::new(&checkpoint).unwrap();
     let options = EngineOptions { max_seqs, ..options(Target::Cuda(0)) };
     let gpu = qwenvl::exec::cuda::Gpu::open(0).unwrap();
-    let plan = Plan::new(&checkpoint.config, &gpu.device().unwrap(), &options.plan_options(&frontend)).unwrap();
+    let plan = options.plan(&checkpoint.config, &frontend, &gpu.device().unwrap()).unwrap();
     Box::new(qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint.into(), gpu, &mut |_, _| {}).unwrap())
 }
 

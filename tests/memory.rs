@@ -12,7 +12,7 @@ use common::harness::{Harness, Input};
 use common::samples::samples;
 use common::{json, path};
 use qwenvl::exec::{DecoderCall, Executor, Peaks, Phase, SampleRow, VisionCall, Watch};
-use qwenvl::graph::Plan;
+use qwenvl::graph::{Device, Plan};
 use qwenvl::{Checkpoint, Engine, EngineOptions, Event, Frontend, Request, Result};
 use random_checkpoint::{Format, Size};
 use serde_json::Value;
@@ -254,4 +254,27 @@ fn run(args: &[&Path]) -> Value {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn an_engine_whose_context_is_not_said_has_the_longest_that_fits() {
+    let checkpoint = Checkpoint::tiny().unwrap();
+    let frontend = Frontend::new(&checkpoint).unwrap();
+    let device = |memory_bytes| Device::cpu(1, memory_bytes, 0.0, 0.0);
+    let plan = |options: &EngineOptions, bytes: u64| {
+        let plan = options.plan(&checkpoint.config, &frontend, &device(bytes)).unwrap();
+        (plan.options.context_tokens, plan.options.kv_pool_tokens, plan.memory.total_bytes())
+    };
+    let one = EngineOptions::default();
+    let (longest, pool, bytes) = plan(&one, u64::MAX);
+    assert_eq!((longest, pool), (checkpoint.config.text.max_position_embeddings, longest));
+    assert_eq!(plan(&one, bytes).0, longest);
+    let (shorter, _, fewer) = plan(&one, bytes - 1);
+    assert!(shorter == longest / 2 && fewer < bytes);
+    // A plan that does not fit says so itself.
+    assert_eq!(plan(&one, 0).0, 4096);
+    let many = EngineOptions { max_seqs: 20, ..one };
+    assert_eq!(plan(&many, u64::MAX).1, 20 * 4096);
+    let said = EngineOptions { context_tokens: Some(100), ..many };
+    assert_eq!(plan(&said, u64::MAX).1, 20 * 128);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Event, Prepared, Request, RequestId};
+use qwenvl::{Engine, EngineOptions, Event, Prepared, Request, RequestId};
 use serde_json::{Value, json};
 
 use super::input::{Lines, MAX_LINE_BYTES};
@@ -30,9 +30,10 @@ pub struct Args {
     /// Requests to work on at the same time.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
     parallel: u16,
-    /// Room for this many tokens in each request, prompt and answer together.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONTEXT_TOKENS)]
-    context: usize,
+    /// Room for this many tokens in each request, prompt and answer together [default: the model's longest context, if
+    /// that fits].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -77,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     done.skip(&mut requests)?;
     let parallel = usize::from(args.parallel);
     let options =
-        EngineOptions { context_tokens: Some(args.context), max_seqs: parallel, ..EngineOptions::default() };
+        EngineOptions { context_tokens: args.context, max_seqs: parallel, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
     let mut results =
         InOrder { out, file: args.output, next: done.ids.len(), ready: BTreeMap::new(), failed: done.failed };

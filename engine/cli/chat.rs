@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use qwenvl::prompt::{Message, Part};
-use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Request};
+use qwenvl::{Engine, EngineOptions, Request};
 
 use super::input::Lines;
 use super::model::{ModelArgs, SamplingArgs};
@@ -18,9 +18,10 @@ pub struct Args {
     /// What the model is told to be.
     #[arg(long)]
     system: Option<String>,
-    /// Room for this many tokens, the whole conversation with its pictures.
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_CONTEXT_TOKENS)]
-    context: usize,
+    /// Room for this many tokens, the whole conversation with its pictures [default: the model's longest context, if
+    /// that fits].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -36,7 +37,7 @@ const HELP: &str = "\
 /// Runs the command. Where no person is watching, a question that failed makes the exit code 1.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (checkpoint, frontend) = args.model.open()?;
-    let options = EngineOptions { context_tokens: Some(args.context), ..EngineOptions::default() };
+    let options = EngineOptions { context_tokens: args.context, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {

@@ -16,10 +16,13 @@ struct Fake {
     broken_page: Option<u32>,
     /// The next call of this kind fails.
     failing: Option<&'static str>,
+    /// What was called, in order.
+    calls: Vec<String>,
 }
 
 impl Fake {
     fn call(&mut self, name: &str) -> Result<()> {
+        self.calls.push(name.into());
         match self.failing.take_if(|failing| *failing == name) {
             None => Ok(()),
             Some(_) => Err(Error::Unsupported { what: name.into(), help: "this is a test".into() }),
@@ -36,8 +39,8 @@ impl Executor for Fake {
         self.call("encode")
     }
 
-    fn forward(&mut self, _: Phase, call: &DecoderCall) -> Result<()> {
-        self.call("forward")?;
+    fn forward(&mut self, phase: Phase, call: &DecoderCall) -> Result<()> {
+        self.call(if phase == Phase::Prefill { "prefill" } else { "decode" })?;
         let vocab = self.plan.config.text.vocab_size;
         self.logits.clear();
         for row in call.logit_rows {
@@ -89,8 +92,8 @@ impl Rig {
         let frontend = Frontend::new(&checkpoint).unwrap();
         let options = EngineOptions { context_tokens: Some(128), max_seqs, ..EngineOptions::default() };
         let device = Device::cpu(1, u64::MAX, 0.0, 0.0);
-        let plan = Plan::new(&checkpoint.config, &device, &options.plan_options(&frontend)).unwrap();
-        let executor = Fake { plan, logits: Vec::new(), broken_page: None, failing: None };
+        let plan = options.plan(&checkpoint.config, &frontend, &device).unwrap();
+        let executor = Fake { plan, logits: Vec::new(), broken_page: None, failing: None, calls: Vec::new() };
         let scheduler = Scheduler::new(&executor, frontend.eos_token_ids(), frontend.normalize());
         Rig { frontend, executor, scheduler, events: Vec::new() }
     }
@@ -173,11 +176,11 @@ fn a_request_without_usable_logits_fails_alone_and_gives_its_pages_back_once() {
 #[test]
 fn an_error_of_the_device_ends_what_runs_and_leaves_what_waits() {
     for (failing, steps_before) in
-        [("encode", 0), ("forward", 0), ("forward", 1), ("sample", 0), ("sample", 9)]
+        [("encode", 0), ("prefill", 0), ("decode", 1), ("sample", 0), ("sample", 9)]
     {
         let mut rig = Rig::new(1);
         let (first, second) = (rig.submit(true), rig.submit(true));
-        for _ in 0..steps_before {
+        for _ in 0..steps_before + usize::from(failing != "encode") {
             rig.step().unwrap();
         }
         rig.executor.failing = Some(failing);
@@ -206,5 +209,26 @@ fn an_aborted_or_cancelled_request_gives_its_pages_back_once() {
     rig.scheduler.abort(ids[2]);
     let seen = ids.map(|id| rig.seen(id));
     assert_eq!(seen, [[3, 0, 0], [3, 1, 0], [64, 1, 0], [0, 1, 0]]);
+    rig.assert_all_pages_are_free_once();
+}
+
+#[test]
+fn prompts_and_answers_take_turns() {
+    let mut rig = Rig::new(4);
+    rig.submit(false);
+    rig.step().unwrap();
+    rig.executor.calls.clear();
+    for _ in 0..3 {
+        rig.submit(true);
+    }
+    for _ in 0..9 {
+        rig.step().unwrap();
+    }
+    rig.executor.calls.retain(|call| call != "sample");
+    // Whoever came first has the first turn of a prompt behind it.
+    let expected =
+        ["decode", "encode", "decode", "encode", "decode", "encode", "decode", "prefill", "decode"];
+    assert_eq!(rig.executor.calls, expected);
+    rig.run();
     rig.assert_all_pages_are_free_once();
 }

@@ -59,9 +59,9 @@ fn a_line_of_a_batch_that_fails_does_not_stop_the_others() {
             "temperature",
         ),
         (
-            b"{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"max_tokens\": 4096}",
+            b"{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}], \"max_tokens\": 32768}",
             Value::Null,
-            "the context of 4096",
+            "the context of 32768",
         ),
         (
             b"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"image\": \"none.png\"}]}]}",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use qwenvl::exec::cpu::CpuExecutor;
 use qwenvl::exec::{DecoderCall, Executor, Phase, Slice, VisionCall};
-use qwenvl::graph::{Device, ModelConfig, Plan};
+use qwenvl::graph::{Device, ModelConfig};
 use qwenvl::kernels::SeqRows;
 use qwenvl::kernels::cpu::embed::NO_VISUAL_ROW;
 use qwenvl::kv_cache::{PageAllocator, PageTable};
@@ -39,7 +39,7 @@ pub fn executor(
     edit(&mut config);
     let plan = |device: Device| {
         let device = Device { memory_bytes: u64::MAX, ..device };
-        Plan::new(&config, &device, &options.plan_options(frontend)).unwrap()
+        options.plan(&config, frontend, &device).unwrap()
     };
     #[cfg(feature = "cuda")]
     if super::target() != qwenvl::Target::Cpu {
