@@ -52,6 +52,23 @@ const GPUS: &[(&str, u64, f64, f64, usize)] = &[
     ("rtx4090", 24, 1008.0, 165.0, 128),
 ];
 
+/// What drivers call them, behind the vendor's name.
+const PRODUCTS: &[(&str, &str)] = &[
+    ("A100-SXM4-40GB", "a100-40g"),
+    ("A100-PCIE-40GB", "a100-40g"),
+    ("A100-SXM4-80GB", "a100-80g"),
+    ("A100-SXM-80GB", "a100-80g"),
+    ("A100 80GB PCIe", "a100-80g-pcie"),
+    ("H100 80GB HBM3", "h100-80g"),
+    ("H200", "h200-141g"),
+    ("A10", "a10"),
+    ("RTX A6000", "a6000"),
+    ("L4", "l4"),
+    ("L40S", "l40s"),
+    ("GeForce RTX 3090", "rtx3090"),
+    ("GeForce RTX 4090", "rtx4090"),
+];
+
 /// Share of a GPU's peak bandwidth that the best read kernels reach: 1.80 of 2.039 TB/s on an
 /// A100 80 GB (NVIDIA developer forum, thread 339083).
 const BANDWIDTH_SHARE: f64 = 1.80e12 / 2.039e12;
@@ -73,19 +90,10 @@ impl Device {
         })
     }
 
-    /// The named GPU behind a driver's product name, as `NVIDIA A100-SXM4-80GB`, or `None`.
+    /// The named GPU behind a driver's product name, as `NVIDIA A100-SXM4-80GB`, or `None`: also for parts of one.
     pub fn gpu_by_product_name(product: &str) -> Option<Device> {
-        let flat = |s: &str| s.to_ascii_lowercase().replace([' ', '-'], "");
-        let product = flat(product);
-        let name = match &product {
-            p if p.contains("a100") && p.contains("40gb") => "a100-40g",
-            p if p.contains("a100") && p.contains("pcie") => "a100-80g-pcie",
-            p if p.contains("a100") => "a100-80g",
-            p if p.contains("h200") => "h200-141g",
-            p if p.contains("h100") => "h100-80g",
-            p => GPUS.iter().map(|g| g.0).rfind(|name| p.contains(&flat(name)))?,
-        };
-        Device::gpu(name)
+        let product = product.trim_start_matches("NVIDIA ").trim_end_matches(" (simulated)");
+        PRODUCTS.iter().find(|p| p.0 == product).and_then(|p| Device::gpu(p.1))
     }
 
     /// Names that [`Device::gpu`] knows.

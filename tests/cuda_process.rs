@@ -11,7 +11,7 @@ use cudarc::driver::CudaContext;
 use qwenvl::graph::DType;
 use qwenvl::{Checkpoint, Engine, EngineOptions, Request, Result, Target};
 use random_checkpoint::{Format, Size};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Times that a child tries to load and answer.
 const TRIES: usize = 60;
@@ -274,16 +274,40 @@ fn the_device_holds_what_the_plan_states() {
     }
 }
 
-/// What `qwenvl check --json` says, and its exit code.
-fn check(faults: &str) -> (Value, Option<i32>) {
+/// What a command of `qwenvl` says as JSON, and its exit code, with the simulated driver set up so.
+fn command(args: &[&str], (name, value): (&str, &str)) -> (Value, Option<i32>) {
     let output = Command::new(env!("CARGO_BIN_EXE_qwenvl"))
-        .args(["check", "--json"])
-        .env("CUDASIM_FAIL", faults)
+        .args(args)
         .env("CUDASIM_COUNTERS", "0")
+        .env(name, value)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     (serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {text}")), output.status.code())
+}
+
+fn check(faults: &str) -> (Value, Option<i32>) {
+    command(&["check", "--json"], ("CUDASIM_FAIL", faults))
+}
+
+#[test]
+fn a_machine_without_a_gpu_that_runs_the_kernels_uses_its_processor() {
+    if is_real() {
+        return;
+    }
+    let (report, code) = command(&["check", "--json"], ("CUDASIM_DEVICES", "0"));
+    assert_eq!((&report["passed"], code), (&true.into(), Some(0)), "no GPU is no failure: {report:#}");
+    assert_eq!(report["cuda"]["devices"], json!([]));
+    for (name, value) in [("CUDASIM_DEVICES", "0"), ("CUDASIM_DRIVER", "12.4")] {
+        let run = ["run", "--json", "--max-tokens", "2", "--device"];
+        let (answer, code) = command(&[&run[..], &["auto", "Who are you?"]].concat(), (name, value));
+        assert_eq!(code, Some(0), "{answer:#}");
+        assert_eq!(answer["device"], "cpu", "{name}={value}: {answer:#}");
+    }
+    let (report, code) = command(&["check", "--json"], ("CUDASIM_DRIVER", "12.4"));
+    assert_eq!((&report["passed"], code), (&false.into(), Some(1)), "{report:#}");
+    let error = report["cuda"]["devices"][0]["error"].as_str().unwrap();
+    assert!(error.contains("CUDA 12.4") && error.contains("driver 580"), "{error}");
 }
 
 #[test]

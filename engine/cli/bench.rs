@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use qwenvl::graph::DeviceKind;
 use qwenvl::graph::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, card_measured};
 use qwenvl::{Engine, EngineOptions, Event, Request};
 use serde_json::{Value, json};
@@ -73,7 +74,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .load(checkpoint, frontend, options)
         .with_context(|| format!("--input {longest}, --output {output}, --parallel {parallel}"))?;
     let peaks = engine.measure();
-    measure(&mut engine, 1, 2, parallel)?; // so that weights are in memory, and clocks up
+    // So that weights are in memory, kernels of long prompts in the GPU's, and its clocks up.
+    let (input, n) = match engine.plan().device.kind {
+        DeviceKind::Cpu { .. } => (1, 2),
+        DeviceKind::Cuda { .. } => ((*longest).min(args.prefill_chunk).max(1), output.min(64)),
+    };
+    measure(&mut engine, input, n, parallel)?;
     let plan = engine.plan();
     let card = card_measured(&plan.config).filter(|_| parallel == 1 && output == CARD_OUTPUT_TOKENS);
     let (name, format) = (plan.device.name.clone(), plan.config.format_name());

@@ -164,3 +164,26 @@ fn the_most_sequences_that_can_be_planned_have_a_largest_context() {
     let plan = Plan::new(&config, &Device::cpu(2, u64::MAX, 0.0, 0.0), &options).unwrap();
     assert_eq!(plan.largest_context().unwrap(), Some(1 << 14));
 }
+
+#[test]
+fn gpus_are_known_by_what_drivers_call_them_and_no_others_for_them() {
+    let name = |product| Device::gpu_by_product_name(product).map(|d| d.name);
+    for (product, expected) in [
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A100 80GB PCIe", "a100-80g-pcie"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+    ] {
+        assert_eq!(name(product).as_deref(), Some(expected));
+    }
+    for other in [
+        "NVIDIA A100-SXM4-80GB MIG 1g.10gb",
+        "NVIDIA L40",
+        "NVIDIA A10G",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H100 PCIe",
+    ] {
+        assert_eq!(name(other), None, "{other}");
+    }
+    assert!(Device::gpu_names().into_iter().all(|gpu| Device::gpu(gpu).is_some()));
+}

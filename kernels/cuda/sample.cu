@@ -215,7 +215,7 @@ struct Row {
     }
 };
 
-// Lists the slices that have an id in `bin` or one of higher rank.
+// Lists the slices that have an id in `bin` or one of higher rank. The list is there after the next barrier.
 __device__ void list_slices(Shared &s, u32 bin) {
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const bool is_listed = threadIdx.x < s.n_slices && s.slice_bin[threadIdx.x] <= bin;
@@ -237,7 +237,6 @@ __device__ void list_slices(Shared &s, u32 bin) {
     if (threadIdx.x == 0) {
         s.n_listed = all;
     }
-    __syncthreads();
 }
 
 // Finds the first of N bins, in rank order, with which the total reaches `limit`; the total is of ids (WHAT = 0) or of
@@ -427,7 +426,6 @@ extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __g
     if (threadIdx.x == 0) {
         s.n_slices = slices;
     }
-    __syncthreads();
 
     // Kept are the keys above `last`, and the first `ties` of those that equal it.
     const QwenvlSampleRow params = p.params[row_index];
@@ -463,6 +461,7 @@ extern "C" __global__ __launch_bounds__(SAMPLE_THREADS, 1) void sample(const __g
     const u64 drawn = __umul64hi(total, static_cast<u64>(philox(params.position, params.seed)) << 32);
     auto mass_above = [&](float score) { return key_of(score) > last ? row.mass(score) : 0ull; };
     list_slices(s, last == 0 ? COARSE - 1 : row.coarse(score_of(last)));
+    __syncthreads();
     for (u32 at = warp; at < s.n_listed; at += WARPS) {
         const u32 first = s.listed[at] * SLICE + lane;
         u32 equal = 0;

@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Err(error).with_context(|| program.clone())
 }
 
-/// The folder, beside this program, in which the library has the driver's name.
+/// The folder, beside this program, in which the library has the driver's names.
 fn library_folder() -> Result<PathBuf> {
     let own = std::env::current_exe().context("where this program lies")?;
     let library = own.with_file_name("libcudasim.so");
@@ -42,9 +42,13 @@ fn library_folder() -> Result<PathBuf> {
     }
     let folder = own.with_file_name("libcuda");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let link = folder.join("libcuda.so.1");
-    if link.symlink_metadata().is_err() {
-        std::os::unix::fs::symlink("../libcudasim.so", &link).with_context(|| link.display().to_string())?;
+    // A driver's own files have both names, and programs ask for either first.
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        let link = folder.join(name);
+        if link.symlink_metadata().is_err() {
+            std::os::unix::fs::symlink("../libcudasim.so", &link)
+                .with_context(|| link.display().to_string())?;
+        }
     }
     Ok(folder)
 }

@@ -29,8 +29,12 @@ pub(super) fn limits(function: &Function, spec: &DeviceSpec) -> Result<Limits> {
     let cubin = function.module.resources.get(&function.name);
     let static_shared = kernel.static_shared_bytes;
     let usual = spec.shared_bytes_per_cta().saturating_sub(static_shared);
+    // A compiler spills rather than exceed what the largest block of `.maxntid` leaves to a thread.
+    let of_block =
+        |n: [u32; 3]| spec.registers_per_sm / n.iter().product::<u32>().next_multiple_of(32).max(1) / 8 * 8;
+    let most = kernel.max_threads.map_or(255, of_block).clamp(1, 255);
     Ok(Limits {
-        registers: cubin.map_or(kernel.registers_estimate, |own| own.registers).clamp(1, 255),
+        registers: cubin.map_or(kernel.registers_estimate.min(most), |own| own.registers).clamp(1, 255),
         static_shared,
         max_dynamic: lock(&function.max_dynamic).unwrap_or(usual),
         local: cubin.map_or(kernel.local_bytes, |own| own.local_bytes),

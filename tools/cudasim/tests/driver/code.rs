@@ -134,3 +134,25 @@ fn names_are_found_and_those_that_are_not_supported_say_801() {
         assert_eq!(status, sys::CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND);
     });
 }
+
+#[test]
+fn a_kernel_has_no_more_registers_than_its_largest_block_leaves_to_a_thread() {
+    on_device("code::a_kernel_has_no_more_registers_than_its_largest_block_leaves_to_a_thread", &[], || {
+        let context = CudaContext::new(0).unwrap();
+        // A hundred values that are all needed at the end.
+        let loads: String =
+            (0..100).map(|i| format!("ld.volatile.global.u32 %r{i}, [%rd0+{}];", 4 * i)).collect();
+        let sums: String = (1..100).map(|i| format!("add.u32 %r0, %r0, %r{i};")).collect();
+        let registers = |bound: &str| {
+            let text = format!(
+                ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k(.param .u64 p) {bound} {{\n\
+                 .reg .u32 %r<100>; .reg .u64 %rd<1>;\nld.param.u64 %rd0, [p];\n{loads}{sums}\
+                 st.global.u32 [%rd0], %r0;\nret;\n}}\n"
+            );
+            load(&context, &text).unwrap().load_function("k").unwrap().num_regs().unwrap()
+        };
+        assert!(registers("") >= 100);
+        assert_eq!(registers(".maxntid 1024, 1, 1"), 64);
+        assert!(registers(".maxntid 256, 1, 1") >= 100);
+    });
+}
