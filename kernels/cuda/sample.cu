@@ -300,17 +300,15 @@ __device__ void rank_few(Shared &s, const Row &row, u32 bin, u32 what, u64 limit
         const u32 own = s.few[threadIdx.x];
         const u64 mass = row.mass(score_of(own));
         u64 above[2] = {0, 0}, inside[2] = {0, 0};
-        bool is_first = true; // of those that equal it
         for (u32 i = 0; i < n; i++) {
             const u32 key = s.few[i];
             above[0] += key > own;
             above[1] += key > own ? row.mass(score_of(key)) : 0;
             inside[0] += key == own;
             inside[1] += key == own ? mass : 0;
-            is_first = is_first && (key != own || i >= threadIdx.x);
         }
-        if (is_first && above[what] < limit && above[what] + inside[what] >= limit) {
-            s.cut = {own, {above[0], above[1]}, {inside[0], inside[1]}};
+        if (above[what] < limit && above[what] + inside[what] >= limit) {
+            s.cut = {own, {above[0], above[1]}, {inside[0], inside[1]}}; // those that equal it write the same
         }
     }
     __syncthreads();
@@ -338,22 +336,23 @@ __device__ Threshold find_threshold(Shared &s, const Row &row, u32 what, u64 lim
     u32 known = 0; // bits of the key that are decided
 #pragma unroll 1
     for (int shift = 21; shift >= -1; shift -= 11) {
-        const u32 low = max(shift, 0), width = shift < 0 ? 10 : 11;
-        for (u32 i = threadIdx.x; i < DIGITS; i += SAMPLE_THREADS) {
-            s.digit_count[i] = 0;
-            s.digit_mass[i] = 0;
+        const u32 low = max(shift, 0); // the last digit has a bit of the one before
+#pragma unroll
+        for (u32 i = 0; i < DIGITS; i += SAMPLE_THREADS) {
+            s.digit_count[i + threadIdx.x] = 0;
+            s.digit_mass[i + threadIdx.x] = 0;
         }
         __syncthreads();
         row.each(s, [&](float score) {
             u32 key = key_of(score);
             if (row.coarse(score) == bin && (key & known) == at.key) {
-                add(s.digit_count, s.digit_mass, key >> low & ((1u << width) - 1), row.mass(score));
+                add(s.digit_count, s.digit_mass, key >> low & (DIGITS - 1), row.mass(score));
             }
         });
         __syncthreads();
         find_cut<DIGITS, true>(s, s.digit_count, s.digit_mass, what, limit - at.above[what]);
         at.key |= s.cut.bin << low;
-        known |= ((1u << width) - 1) << low;
+        known |= (DIGITS - 1) << low;
         descend();
     }
     return at;

@@ -112,6 +112,7 @@ const UNSEEN: &[(&str, &str, &str)] = &[
         "for (; t < n_tiles; t++) {",
         "one tile more, which no row sees: it changes nothing",
     ),
+    ("comparison fails", "const bool has_few =", "few keys are found digit by digit as well"),
     ("comparison holds", "while (high - low > 1) {", "a search among one slice finds it"),
     ("comparison fails", "if (tile >= p.n_tiles) {", "the first tile of a block is always there"),
     (
