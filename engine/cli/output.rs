@@ -1,7 +1,9 @@
 //! What the commands print: answers as JSON, and errors.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, StdoutLock, Write};
+use std::path::Path;
 
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
@@ -9,10 +11,10 @@ use qwenvl::host::Resident;
 use qwenvl::{Answer, Engine, grounding};
 use serde_json::{Value, json};
 
-/// The object that `batch` writes for each line, and `run --json` prints.
-pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
+/// The object that `batch` writes for each line, and `run --json` prints. Whose answer it is, is for them to say.
+pub fn answer(answer: &Answer) -> Value {
     let mut object = json!({
-        "custom_id": custom_id,
+        "custom_id": null,
         "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
@@ -40,6 +42,11 @@ pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
         object["notices"] = json!(answer.notices);
     }
     object
+}
+
+/// What a request is called, `null` if nothing.
+pub fn custom_id(request: &Value) -> Value {
+    request.get("custom_id").cloned().unwrap_or_default()
 }
 
 /// What was reached, beside what this machine reached at the same time when nothing else limits it.
@@ -80,6 +87,23 @@ pub fn memory(plan: &Plan, resident: Option<Resident>) -> Value {
         "resident_file_bytes": resident.map(|r| r.file_bytes),
         "resident_peak_bytes": resident.map(|r| r.peak_bytes),
     })
+}
+
+/// Makes sure that a file can be written, long before it is. One that exists is opened and keeps what it holds; for
+/// one that does not, its directory is tried.
+pub fn writable(path: &Path) -> io::Result<Option<File>> {
+    match File::options().write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !directory.is_dir() {
+                return Err(error);
+            }
+            tempfile::tempfile_in(directory)?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Standard output. When its reader goes away, as `head` does, writing fails with [`Closed`].

@@ -103,7 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let resident = host::resident();
     let peaks = engine.measure();
-    let mut object = output::answer(None, &answer);
+    let mut object = output::answer(&answer);
     object["load_ms"] = json!(engine.load_ms());
     object["rates"] = output::rates(&engine, peaks);
     object["memory"] = output::memory(engine.plan(), resident);

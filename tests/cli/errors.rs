@@ -96,7 +96,7 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (1, &["run", "--stop", "", "hi"], &["stop[0]"]),
         (1, &["batch", &missing], &["cannot read", &missing]),
         (1, &["batch", &bare], &["cannot read", &bare]),
-        (1, &["batch", &requests, "--output", "/none/answers"], &["cannot write /none/answers"]),
+        (1, &["batch", &requests, "--output", "/none/answers"], &["--output /none/answers: cannot write it"]),
         (1, &["batch", &requests, "--output", &requests], &["these are the requests"]),
         // 4.4 TB of cache.
         (
