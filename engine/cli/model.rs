@@ -189,6 +189,9 @@ impl ModelArgs {
             Some(CacheUse::NotNeeded) => {
                 eprintln!("note: --repack-cache has no effect: these weights run as they are stored");
             }
+            Some(CacheUse::Failed(problem)) => {
+                output::note(format_args!("note: {problem}; the next start repacks the weights again"));
+            }
             Some(CacheUse::Mapped(_)) | None => {}
         }
         Ok(engine)
