@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::input::{Lines, MAX_LINE_BYTES};
-use super::model::{ModelArgs, directory_of};
+use super::model::{ModelArgs, PictureArgs, directory_of};
 use super::output;
 
 /// Answers that may wait behind a slow one, for each request that is worked on.
@@ -49,6 +49,8 @@ pub struct Args {
     context: usize,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    pictures: PictureArgs,
 }
 
 const FORMAT: &str = "\
@@ -71,7 +73,8 @@ Parts of a message, in the Qwen or the OpenAI format:
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (checkpoint, frontend) = args.model.open()?;
+    let (checkpoint, mut frontend) = args.model.open()?;
+    args.pictures.apply(frontend.processor_mut())?;
     let (file, done) = match &args.output {
         Some(path) => {
             let (file, done) =

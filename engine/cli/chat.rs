@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use qwenvl::prompt::{Message, Part};
-use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Request};
+use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Error, Request};
 
 use super::input::Lines;
-use super::model::{ModelArgs, SamplingArgs};
+use super::model::{ModelArgs, PictureArgs, SamplingArgs};
 use super::output;
 
 /// Arguments of `qwenvl chat`.
@@ -21,21 +21,31 @@ pub struct Args {
     /// Room for this many tokens, the whole conversation with its pictures.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_CONTEXT_TOKENS)]
     context: usize,
+    /// Number the pictures and videos in the prompt: "Picture 1: ".
+    #[arg(long)]
+    add_vision_id: bool,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
 const HELP: &str = "\
 /image PATH   show a picture with the next question (path, URL or data: URI)
+/video PATH   show a video file with it
 /clear        forget the conversation
 /help         this text
 /exit         leave (also Ctrl-D)";
 
+/// What helps when the context is full.
+const CLEAR: &str = "/clear forgets the conversation, and --context N makes more room";
+
 /// Runs the command. Where no person is watching, a question that failed makes the exit code 1.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (checkpoint, frontend) = args.model.open()?;
+    let (checkpoint, mut frontend) = args.model.open()?;
+    args.pictures.apply(frontend.processor_mut())?;
     let options = EngineOptions { context_tokens: Some(args.context), ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
     let interactive = std::io::stdin().is_terminal();
@@ -63,7 +73,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 continue;
             }
         };
-        match line.split_once(' ').unwrap_or((line, "")) {
+        let (command, path) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command, path.trim()) {
             ("", _) => {}
             ("/exit", _) => break,
             ("/help", _) => output::note(HELP),
@@ -71,7 +82,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 history = opening.clone();
                 pictures.clear();
             }
-            ("/image", path) if !path.trim().is_empty() => pictures.push(Part::image(path.trim())),
+            ("/image" | "/video", "") => fail(&format_args!("{command} needs a path: {command} PATH")),
+            ("/image", path) => pictures.push(Part::image(path)),
+            ("/video", path) => pictures.push(Part::video(path)),
             (command, _) if command.starts_with('/') && command[1..].chars().all(char::is_alphabetic) => {
                 fail(&format_args!("unknown command {command}\n{HELP}"));
             }
@@ -79,12 +92,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let mut parts = std::mem::take(&mut pictures);
                 parts.push(Part::text(line));
                 history.push(Message::user(parts));
-                match answer(&mut engine, &args.sampling, &history)? {
+                match answer(&mut engine, &args, &history)? {
                     Ok(text) => history.push(Message::assistant(text)),
                     // The conversation goes on without the question that failed, and its pictures.
                     Err(error) => {
                         history.pop();
-                        fail(&error);
+                        match error {
+                            Error::Context { .. } => fail(&format_args!("{error}; {CLEAR}")),
+                            error => fail(&error),
+                        }
                     }
                 }
             }
@@ -95,20 +111,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Prints the answer as it comes. The inner error is that of the question, the outer one of standard
 /// output.
-fn answer(
-    engine: &mut Engine,
-    sampling: &SamplingArgs,
-    history: &[Message],
-) -> anyhow::Result<qwenvl::Result<String>> {
+fn answer(engine: &mut Engine, args: &Args, history: &[Message]) -> anyhow::Result<qwenvl::Result<String>> {
     let mut request = Request::new(history.to_vec());
-    sampling.apply(&mut request);
-    let tokens = match engine.generate(&request) {
+    request.add_vision_id = args.add_vision_id;
+    args.sampling.apply(&mut request);
+    let mut tokens = match engine.generate(&request) {
         Ok(tokens) => tokens,
         Err(error) => return Ok(Err(error)),
     };
     let mut stdout = output::stdout();
     let mut text = String::new();
-    for token in tokens {
+    for token in &mut tokens {
         match token {
             Ok(token) => {
                 stdout.write_all(token.text.as_bytes())?;
@@ -123,5 +136,8 @@ fn answer(
     }
     writeln!(stdout)?;
     stdout.flush()?;
+    if let Some(answer) = tokens.answer() {
+        output::tell_cut(answer, request.max_tokens, CLEAR);
+    }
     Ok(Ok(text))
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
 use qwenvl::host::Resident;
-use qwenvl::{Answer, Engine, grounding};
+use qwenvl::{Answer, DEFAULT_MAX_TOKENS, Engine, FinishReason, grounding};
 use serde_json::{Value, json};
 
 /// The object that `batch` writes for each line, and `run --json` prints. Whose answer it is, is for them to say.
@@ -42,6 +42,20 @@ pub fn answer(answer: &Answer) -> Value {
         object["notices"] = json!(answer.notices);
     }
     object
+}
+
+/// Tells that an answer was cut, and what gives it more room: `context` is the advice where `max_tokens`, or its
+/// default, was not reached.
+pub fn tell_cut(answer: &Answer, max_tokens: Option<usize>, context: &str) {
+    if answer.finish_reason != FinishReason::Length {
+        return;
+    }
+    let tokens = answer.usage.completion_tokens;
+    if tokens < max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) {
+        note(format_args!("note: cut at {tokens} tokens: the context is full, {context}"));
+    } else {
+        note(format_args!("note: cut at {tokens} tokens, see --max-tokens"));
+    }
 }
 
 /// What a request is called, `null` if nothing.
