@@ -10,7 +10,7 @@ use qwenvl::{DEFAULT_CONTEXT_TOKENS, Engine, EngineOptions, Error, Request};
 
 use super::input::Lines;
 use super::model::{ModelArgs, PictureArgs, SamplingArgs};
-use super::output;
+use super::output::{self, Waiting};
 
 /// Arguments of `qwenvl chat`.
 #[derive(clap::Args)]
@@ -115,13 +115,16 @@ fn answer(engine: &mut Engine, args: &Args, history: &[Message]) -> anyhow::Resu
     let mut request = Request::new(history.to_vec());
     request.add_vision_id = args.add_vision_id;
     args.sampling.apply(&mut request);
+    let waiting = Waiting::on("reading the question");
     let mut tokens = match engine.generate(&request) {
         Ok(tokens) => tokens,
         Err(error) => return Ok(Err(error)),
     };
+    let first = tokens.next();
+    drop(waiting);
     let mut stdout = output::stdout();
     let mut text = String::new();
-    for token in &mut tokens {
+    for token in first.into_iter().chain(&mut tokens) {
         match token {
             Ok(token) => {
                 stdout.write_all(token.text.as_bytes())?;

@@ -2,8 +2,13 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, StdoutLock, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
 
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
@@ -179,4 +184,40 @@ pub fn describe(error: &anyhow::Error) -> String {
 /// Prints a line for the person at the terminal. If that fails there is nobody to tell.
 pub fn note(line: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Shows a person at a terminal what goes on, if it takes longer than a second; until it is dropped.
+pub struct Waiting(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Waiting {
+    /// Begins to wait for `what`.
+    pub fn on(what: &'static str) -> Waiting {
+        if !io::stderr().is_terminal() {
+            return Waiting(None);
+        }
+        let (end, ended) = mpsc::channel::<()>();
+        let goes_on =
+            move |ms| ended.recv_timeout(Duration::from_millis(ms)) == Err(RecvTimeoutError::Timeout);
+        let show = move || {
+            if goes_on(1000) {
+                let bar = ProgressBar::new_spinner().with_message(what);
+                bar.tick();
+                while goes_on(100) {
+                    bar.tick();
+                }
+                bar.finish_and_clear();
+            }
+        };
+        Waiting(thread::Builder::new().spawn(show).ok().map(|shown| (end, shown)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some((end, shown)) = self.0.take() {
+            drop(end);
+            // Its line is cleared before others are printed.
+            let _ = shown.join();
+        }
+    }
 }

@@ -11,6 +11,7 @@ use qwenvl::{EngineOptions, Request, host};
 use serde_json::{Value, json};
 
 use super::model::{ModelArgs, PictureArgs, SamplingArgs, directory_of};
+use super::output::Waiting;
 use super::{boxes, input, output};
 
 /// Arguments of `qwenvl run`.
@@ -119,6 +120,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut request, custom_id) = request(&args)?;
+    let (checkpoint, mut frontend) = args.model.open()?;
+    args.pictures.apply(frontend.processor_mut())?;
+    let waiting = Waiting::on("reading pictures and videos");
     let canvas = match &args.draw_boxes {
         Some(file) => {
             output::writable(file)
@@ -127,9 +131,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
-    let (checkpoint, mut frontend) = args.model.open()?;
-    args.pictures.apply(frontend.processor_mut())?;
     let prepared = frontend.prepare(&request)?;
+    drop(waiting);
     for notice in &prepared.notices {
         output::note(format_args!("note: {notice}"));
     }
@@ -137,17 +140,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     options.context_tokens = args.context.or(options.context_tokens);
     let mut engine = args.model.load(checkpoint, frontend, options)?;
 
+    let mut waiting = Some(Waiting::on(if args.json { "answering" } else { "reading the prompt" }));
     let mut generation = engine.generate_prepared(prepared)?;
     let mut stdout = output::stdout();
     for token in &mut generation {
         let token = token?;
         if !args.json {
+            drop(waiting.take());
             stdout.write_all(token.text.as_bytes())?;
             stdout.flush()?;
         }
     }
     let answer = generation.answer().cloned();
     drop(generation);
+    drop(waiting);
     let Some(answer) = answer else { bail!("the answer ended without a result") };
     if args.json {
         let resident = host::resident();

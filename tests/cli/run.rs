@@ -231,3 +231,30 @@ fn chat_takes_videos_and_numbers_what_it_shows() {
     let run = with_input(&[&args[..], &["--add-vision-id"]].concat(), question);
     assert!(run.code == Some(1) && run.stderr.contains("more than the context"), "{}", run.stderr);
 }
+
+/// `script` gives the program a terminal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_person_at_a_terminal_is_told_what_takes_long() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/a.png", server.local_addr().unwrap());
+    let picture = std::fs::read(path("tests/data/samples/13_chat.png")).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = server.accept() {
+            let _ = stream.read(&mut [0; 4096]);
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", picture.len());
+            let _ = stream.write_all(&[head.as_bytes(), &picture].concat());
+        }
+    });
+    let program = env!("CARGO_BIN_EXE_qwenvl");
+    let line = format!("{program} run --device cpu --image {url} 'What color is the square?'");
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    let seen = String::from_utf8(script.output().expect("script, of util-linux").stdout).unwrap();
+    let answer = seen.find("The square is yellow.").unwrap_or_else(|| panic!("{seen}"));
+    assert!(seen[..answer].contains("reading pictures and videos"), "{seen}");
+    // Where nobody looks, nothing is shown.
+    let run = qwenvl(&["run", "--image", &url, "What color is the square?"]);
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""));
+}
