@@ -252,7 +252,10 @@ fn holds_what_its_plan_states() {
         engine.answer(&request()).unwrap();
         println!("@ {} {} {}", engine.plan().memory.total_bytes(), before - loaded, before - free());
         drop(engine);
-        assert!(before.saturating_sub(free()) <= kept_by_driver(64 << 20), "an engine takes its memory with it");
+        assert!(
+            before.saturating_sub(free()) <= kept_by_driver(64 << 20),
+            "an engine takes its memory with it"
+        );
     }
 }
 

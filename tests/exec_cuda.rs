@@ -155,7 +155,8 @@ fn executor(max_seqs: usize) -> Box<dyn Executor> {
     let frontend = Frontend::new(&checkpoint).unwrap();
     let options = EngineOptions { max_seqs, ..options(Target::Cuda(0)) };
     let gpu = qwenvl::exec::cuda::Gpu::open(0).unwrap();
-    let plan = Plan::new(&checkpoint.config, &gpu.device().unwrap(), &options.plan_options(&frontend)).unwrap();
+    let plan =
+        Plan::new(&checkpoint.config, &gpu.device().unwrap(), &options.plan_options(&frontend)).unwrap();
     Box::new(qwenvl::exec::cuda::CudaExecutor::bind(plan, checkpoint.into(), gpu, &mut |_, _| {}).unwrap())
 }
 

@@ -95,7 +95,8 @@ fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result
     let mut all_passed = true;
     for ordinal in 0..n {
         let mut device = json!({ "ordinal": ordinal });
-        let asked = exec::Gpu::open(ordinal).and_then(|gpu| Ok((gpu.device()?, gpu.capability()?, gpu.memory()?)));
+        let asked =
+            exec::Gpu::open(ordinal).and_then(|gpu| Ok((gpu.device()?, gpu.capability()?, gpu.memory()?)));
         match asked {
             Ok((found, (major, minor), (free, total))) => {
                 device["name"] = found.name.clone().into();

@@ -245,7 +245,11 @@ fn images(sources: &[PathBuf], out: &Path, archs: &[String], version: (u32, u32)
         let name = stem(source);
         let log = fs::read_to_string(out.join(format!("{name}.ptxas"))).expect("written before");
         let image = out.join(format!("{name}.fatbin"));
-        writeln!(text, "Image {{ name: {name:?}, bytes: &Aligned(*include_bytes!({image:?})).0, resources: &[").unwrap();
+        writeln!(
+            text,
+            "Image {{ name: {name:?}, bytes: &Aligned(*include_bytes!({image:?})).0, resources: &["
+        )
+        .unwrap();
         for Resources { kernel, arch, registers, spilled_bytes, shared_bytes, .. } in resources(&log) {
             writeln!(
                 text,

@@ -70,7 +70,9 @@ fn pick(logits: &[Vec<f32>], seen: &[Vec<u32>], params: &[(SamplingParams, u64)]
 #[test]
 fn the_device_picks_the_tokens_of_the_host() {
     let mut rng = Rng(8);
-    for (vocab, spread) in [(1, 1.0), (33, 3.0), (1280, 2.5), (9000, 2.0), (4096, 0.0), (5000, 60.0), (33_000, 4.0)] {
+    for (vocab, spread) in
+        [(1, 1.0), (33, 3.0), (1280, 2.5), (9000, 2.0), (4096, 0.0), (5000, 60.0), (33_000, 4.0)]
+    {
         let (mut logits, mut seen, mut params) = (Vec::new(), Vec::new(), Vec::new());
         for (i, (top_k, top_p, temperature, penalty)) in [
             (0, 1.0, 0.0, 1.0),

@@ -75,7 +75,9 @@ fn zeroed(bytes: usize) -> Address {
 fn partials(sm_count: usize) -> Address {
     static AT: OnceLock<Address> = OnceLock::new();
     // SAFETY: never freed.
-    *AT.get_or_init(|| unsafe { result::malloc_sync(linear::workspace_bytes(sm_count)) }.expect("device memory"))
+    *AT.get_or_init(|| {
+        unsafe { result::malloc_sync(linear::workspace_bytes(sm_count)) }.expect("device memory")
+    })
 }
 
 fn of(words: &[u32]) -> Address {
@@ -583,7 +585,8 @@ impl Shapes<'_> {
     fn sample(&mut self, model: &Model, drawn: bool) {
         let vocab = model.vocab;
         let of_model = |what: &str| streaming(format!("{what} {}", model.name), vocab * 4);
-        let parts = if drawn { ["argmax, drawn", "sample, drawn"].map(of_model).to_vec() } else { Vec::new() };
+        let parts =
+            if drawn { ["argmax, drawn", "sample, drawn"].map(of_model).to_vec() } else { Vec::new() };
         let case = Case { parts, ..of_model(if drawn { "token, drawn" } else { "argmax" }) };
         self.case(case, |kernels| {
             let words = vocab.div_ceil(32);

@@ -153,7 +153,8 @@ fn upload<T: bytemuck::NoUninit>(gpu: &Gpu, what: &str, data: &[T]) -> Result<Bl
     let bytes: &[u8] = bytemuck::cast_slice(data);
     let block = gpu.block(what, bytes.len() as u64)?;
     // SAFETY: the block has as many bytes, and they are there until the wait.
-    unsafe { result::memcpy_htod_async(block.address(), bytes, gpu.stream.cu_stream()) }.map_err(gpu.failed(what))?;
+    unsafe { result::memcpy_htod_async(block.address(), bytes, gpu.stream.cu_stream()) }
+        .map_err(gpu.failed(what))?;
     gpu.wait(what)?;
     Ok(block)
 }
