@@ -28,7 +28,7 @@ pub struct Request {
     pub top_p: Option<f32>,
     /// Makes tokens that occurred less likely if above 1.
     pub repetition_penalty: Option<f32>,
-    /// Key of the random numbers; the same seed gives the same answer.
+    /// Key of the random numbers, 0 if not given; the same seed gives the same answer.
     pub seed: Option<u64>,
     /// Texts that end the answer; they are not part of it.
     pub stop: Vec<String>,

@@ -333,7 +333,7 @@ fn a_batch_of_all_kinds_goes_on_where_it_was_interrupted() {
     std::fs::write(&other, format!("{}\n{}\n", lines[1], lines[0])).unwrap();
     says(&other, "request 1 is \"image\" but the output answers \"text\"");
     std::fs::write(&other, format!("{}\n", lines[0])).unwrap();
-    says(&other, "6 answers but there are 1 requests");
+    says(&other, "the output answers request 6 but there are 1");
     std::fs::write(&whole, "{\"a\": 1}\n").unwrap();
     says(&requests, "line 1 is no answer of this command");
     assert_eq!(std::fs::read(&whole).unwrap(), b"{\"a\": 1}\n", "a file that is not ours stays");

@@ -158,3 +158,29 @@ fn a_place_that_cannot_hold_it_is_named() {
     let error = answer(model.path(), file.path()).unwrap_err().to_string();
     assert!(error.contains("cannot create") && error.contains(file.path().to_str().unwrap()), "{error}");
 }
+
+#[test]
+fn a_cache_that_cannot_be_written_costs_no_answer() {
+    let model = path("engine/tiny_model");
+    let expected = plain(&model);
+    let dir = tempfile::tempdir().unwrap();
+    let file = written(&model, dir.path(), &expected, "there was none");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let (ids, found) = answer(&model, dir.path()).unwrap();
+    assert_eq!(ids, expected);
+    let CacheUse::Failed(problem) = found else { panic!("{found:?}") };
+    assert!(problem.contains("cannot write the repack cache"), "{problem}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+
+    let command = std::process::Command::new(env!("CARGO_BIN_EXE_qwenvl"))
+        .args(["run", "--device", "cpu", "--model"])
+        .arg(&model)
+        .arg("--repack-cache")
+        .arg(dir.path())
+        .arg("Who are you?")
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&command.stdout), "I am a tiny vision language model.\n");
+    assert!(String::from_utf8_lossy(&command.stderr).contains("note: cannot write the repack cache"));
+}

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use qwenvl::prompt::{Message, Part};
-use qwenvl::{Engine, EngineOptions, Request};
+use qwenvl::{Engine, EngineOptions, Error, Request};
 
 use super::input::Lines;
-use super::model::{ModelArgs, SamplingArgs};
-use super::output;
+use super::model::{ModelArgs, PictureArgs, SamplingArgs};
+use super::output::{self, Waiting};
 
 /// Arguments of `qwenvl chat`.
 #[derive(clap::Args)]
@@ -22,21 +22,31 @@ pub struct Args {
     /// that fits].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// Number the pictures and videos in the prompt: "Picture 1: ".
+    #[arg(long)]
+    add_vision_id: bool,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
 const HELP: &str = "\
 /image PATH   show a picture with the next question (path, URL or data: URI)
+/video PATH   show a video file with it
 /clear        forget the conversation
 /help         this text
 /exit         leave (also Ctrl-D)";
 
+/// What helps when the context is full.
+const CLEAR: &str = "/clear forgets the conversation, and --context N makes more room";
+
 /// Runs the command. Where no person is watching, a question that failed makes the exit code 1.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (checkpoint, frontend) = args.model.open()?;
+    let (checkpoint, mut frontend) = args.model.open()?;
+    args.pictures.apply(frontend.processor_mut())?;
     let options = EngineOptions { context_tokens: args.context, ..EngineOptions::default() };
     let mut engine = args.model.load(checkpoint, frontend, options)?;
     let interactive = std::io::stdin().is_terminal();
@@ -64,7 +74,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 continue;
             }
         };
-        match line.split_once(' ').unwrap_or((line, "")) {
+        let (command, path) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        match (command, path.trim()) {
             ("", _) => {}
             ("/exit", _) => break,
             ("/help", _) => output::note(HELP),
@@ -72,7 +83,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 history = opening.clone();
                 pictures.clear();
             }
-            ("/image", path) if !path.trim().is_empty() => pictures.push(Part::image(path.trim())),
+            ("/image" | "/video", "") => fail(&format_args!("{command} needs a path: {command} PATH")),
+            ("/image", path) => pictures.push(Part::image(path)),
+            ("/video", path) => pictures.push(Part::video(path)),
             (command, _) if command.starts_with('/') && command[1..].chars().all(char::is_alphabetic) => {
                 fail(&format_args!("unknown command {command}\n{HELP}"));
             }
@@ -80,12 +93,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let mut parts = std::mem::take(&mut pictures);
                 parts.push(Part::text(line));
                 history.push(Message::user(parts));
-                match answer(&mut engine, &args.sampling, &history)? {
+                match answer(&mut engine, &args, &history)? {
                     Ok(text) => history.push(Message::assistant(text)),
                     // The conversation goes on without the question that failed, and its pictures.
                     Err(error) => {
                         history.pop();
-                        fail(&error);
+                        match error {
+                            Error::Context { .. } => fail(&format_args!("{error}; {CLEAR}")),
+                            error => fail(&error),
+                        }
                     }
                 }
             }
@@ -96,20 +112,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Prints the answer as it comes. The inner error is that of the question, the outer one of standard
 /// output.
-fn answer(
-    engine: &mut Engine,
-    sampling: &SamplingArgs,
-    history: &[Message],
-) -> anyhow::Result<qwenvl::Result<String>> {
+fn answer(engine: &mut Engine, args: &Args, history: &[Message]) -> anyhow::Result<qwenvl::Result<String>> {
     let mut request = Request::new(history.to_vec());
-    sampling.apply(&mut request);
-    let tokens = match engine.generate(&request) {
+    request.add_vision_id = args.add_vision_id;
+    args.sampling.apply(&mut request);
+    let waiting = Waiting::on("reading the question");
+    let mut tokens = match engine.generate(&request) {
         Ok(tokens) => tokens,
         Err(error) => return Ok(Err(error)),
     };
+    let first = tokens.next();
+    drop(waiting);
     let mut stdout = output::stdout();
     let mut text = String::new();
-    for token in tokens {
+    for token in first.into_iter().chain(&mut tokens) {
         match token {
             Ok(token) => {
                 stdout.write_all(token.text.as_bytes())?;
@@ -124,5 +140,8 @@ fn answer(
     }
     writeln!(stdout)?;
     stdout.flush()?;
+    if let Some(answer) = tokens.answer() {
+        output::tell_cut(answer, request.max_tokens, CLEAR);
+    }
     Ok(Ok(text))
 }

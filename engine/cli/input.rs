@@ -5,6 +5,21 @@ use std::io::{self, BufRead, Read};
 /// Longest accepted line, in bytes: pictures may be inline.
 pub const MAX_LINE_BYTES: u64 = 256 << 20;
 
+/// The whole of an input, as text.
+///
+/// # Errors
+/// If it cannot be read, is longer than [`MAX_LINE_BYTES`] or not UTF-8.
+pub fn text(reader: impl Read) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_LINE_BYTES + 1).read_to_end(&mut bytes)?;
+    let fail = |problem: String| Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+    if bytes.len() as u64 > MAX_LINE_BYTES {
+        return fail(format!("it has more than {MAX_LINE_BYTES} bytes"));
+    }
+    let text = String::from_utf8(bytes);
+    text.or_else(|e| fail(format!("it is not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
+}
+
 /// Reads lines. One that is not text does not end the others.
 pub struct Lines {
     reader: Box<dyn BufRead>,

@@ -4,10 +4,11 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use qwenvl::exec::cpu::CacheUse;
-use qwenvl::{Checkpoint, Engine, EngineOptions, Frontend, Request, Target, host};
+use qwenvl::vision::Processor;
+use qwenvl::{Checkpoint, Engine, EngineOptions, Error, Frontend, Request, Target, graph, host};
 
 use super::output;
 
@@ -28,10 +29,17 @@ pub struct ModelArgs {
     /// be the checkpoint's own. A file that is damaged or of other weights is written anew.
     #[arg(long, value_name = "DIR", requires = "model")]
     pub repack_cache: Option<PathBuf>,
-    /// Smallest picture in pixels; smaller ones are enlarged [default: the checkpoint's].
+}
+
+/// How large pictures become that do not say so themselves.
+#[derive(clap::Args)]
+pub struct PictureArgs {
+    /// Smallest picture, or frame of a video, in pixels; smaller ones are enlarged [default: the checkpoint's for
+    /// pictures, 100352 for frames of video files].
     #[arg(long, value_name = "PIXELS")]
     pub min_pixels: Option<u64>,
-    /// Largest picture in pixels; larger ones are reduced [default: the checkpoint's].
+    /// Largest picture, or frame of a video, in pixels; larger ones are reduced [default: the checkpoint's for
+    /// pictures; 602112 for frames of video files, which it can only lower].
     #[arg(long, value_name = "PIXELS")]
     pub max_pixels: Option<u64>,
     /// Turn pictures as their EXIF data say. The vendor's library does not, so this is off by default.
@@ -57,7 +65,7 @@ pub struct SamplingArgs {
     /// Above 1, tokens that occurred become less likely.
     #[arg(long, allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
-    /// The same seed gives the same answer.
+    /// Of the random numbers: the same seed gives the same answer [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
     /// End the answer at this text. May be repeated.
@@ -115,6 +123,36 @@ pub fn target(device: &str) -> anyhow::Result<Option<Target>> {
     Ok(ordinal.map(Target::Cuda))
 }
 
+impl PictureArgs {
+    /// Puts the options into what sizes pictures.
+    ///
+    /// # Errors
+    /// If the least is above the most.
+    pub fn apply(&self, processor: &mut Processor) -> anyhow::Result<()> {
+        processor.exif_orientation = self.exif_orientation;
+        if let (Some(min), Some(max)) = (self.min_pixels, self.max_pixels)
+            && min > max
+        {
+            bail!("--min-pixels {min} is above --max-pixels {max}");
+        }
+        let Processor { limits, video_limits, .. } = processor;
+        if let Some(pixels) = self.max_pixels.map(|pixels| pixels as f64) {
+            limits.max_pixels = pixels;
+            limits.min_pixels = limits.min_pixels.min(pixels);
+            video_limits.max_pixels = video_limits.max_pixels.min(pixels);
+        }
+        if let Some(pixels) = self.min_pixels.map(|pixels| pixels as f64) {
+            limits.min_pixels = pixels;
+            video_limits.min_pixels = pixels;
+        }
+        if let Some(pixels) = self.max_pixels {
+            // Frames may have 1.05 times their least size, whatever their most is.
+            video_limits.min_pixels = video_limits.min_pixels.min(pixels as f64 / 1.05);
+        }
+        Ok(())
+    }
+}
+
 impl ModelArgs {
     /// What `--device` names.
     fn target(&self) -> anyhow::Result<Target> {
@@ -133,18 +171,7 @@ impl ModelArgs {
             Some(dir) => Checkpoint::open(dir)?,
             None => Checkpoint::tiny()?,
         };
-        let mut frontend = Frontend::new(&checkpoint)?;
-        let processor = frontend.processor_mut();
-        processor.exif_orientation = self.exif_orientation;
-        for limits in [&mut processor.limits, &mut processor.video_limits] {
-            if let Some(pixels) = self.max_pixels {
-                limits.max_pixels = pixels as f64;
-                limits.min_pixels = limits.min_pixels.min(pixels as f64);
-            }
-            if let Some(pixels) = self.min_pixels {
-                limits.min_pixels = pixels as f64;
-            }
-        }
+        let frontend = Frontend::new(&checkpoint)?;
         for key in frontend.ignored_generation_keys() {
             output::note(format_args!(
                 "note: generation_config.json: {key} is not supported and has no effect"
@@ -178,16 +205,22 @@ impl ModelArgs {
             if let Some(bar) = &bar {
                 bar.set_position(done);
             }
+        });
+        let engine = engine.map_err(|e| {
+            in_options(e, "the context (--context, or the prompt and --max-tokens together)", "--parallel")
         })?;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
         match engine.repack_cache() {
             Some(CacheUse::Written(path, reason)) => {
-                eprintln!("note: wrote the repack cache {} ({reason})", path.display());
+                output::note(format_args!("note: wrote the repack cache {} ({reason})", path.display()));
             }
             Some(CacheUse::NotNeeded) => {
-                eprintln!("note: --repack-cache has no effect: these weights run as they are stored");
+                output::note("note: --repack-cache has no effect: these weights run as they are stored");
+            }
+            Some(CacheUse::Failed(problem)) => {
+                output::note(format_args!("note: {problem}; the next start repacks the weights again"));
             }
             Some(CacheUse::Mapped(_)) | None => {}
         }
@@ -195,7 +228,55 @@ impl ModelArgs {
     }
 }
 
+/// An error about the bounds of a plan, with the options of the command line that set them: `context` for the length of
+/// a sequence, `sequences` for their number.
+pub fn in_options(error: Error, context: &str, sequences: &str) -> anyhow::Error {
+    let Error::Graph(graph::Error::PlanOption { option, found, expected }) = &error else {
+        return error.into();
+    };
+    match *option {
+        "context" => anyhow!("{context}: found {found}, expected {expected}"),
+        "max_seqs" => anyhow!("{sequences}: found {found}, expected {expected}"),
+        "prefill_chunk" => anyhow!("--prefill-chunk: found {found}, expected {expected}"),
+        "kv_pool" => anyhow!("--context times {sequences}: found {found} tokens, expected {expected}"),
+        "max_patches" => anyhow!("--max-pixels: found {found} patches, expected {expected}"),
+        _ => error.into(),
+    }
+}
+
 /// The directory of a file, where relative paths in it start.
 pub fn directory_of(file: &Path) -> PathBuf {
     file.parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use qwenvl::vision::{ImageOptions, VideoOptions};
+
+    use super::*;
+
+    #[test]
+    fn max_pixels_makes_no_frame_larger_and_every_one_as_small_as_it_says() {
+        let mut frontend = Frontend::new(&Checkpoint::tiny().unwrap()).unwrap();
+        let default = frontend.processor_mut().clone();
+        let area = |min_pixels: Option<u64>, max_pixels: Option<u64>| {
+            let mut processor = default.clone();
+            let args = PictureArgs { min_pixels, max_pixels, exif_orientation: false };
+            args.apply(&mut processor).unwrap();
+            let (image, video) = (ImageOptions::default(), VideoOptions::default());
+            let (h, w) = processor.frame_size(4, 1920, 1080, &image, &video).unwrap();
+            h * w
+        };
+        let usual = area(None, None);
+        assert!((500_000..=602_112).contains(&usual), "{usual}");
+        assert_eq!(area(None, Some(12_845_056)), usual);
+        for max in [300_000, 100_352, 50_176] {
+            for min in [None, Some(u64::from(max))] {
+                let area = area(min, Some(max.into()));
+                assert!((max / 4 * 3..=max).contains(&area), "{area} of {max}, at least {min:?}");
+            }
+        }
+        let reversed = PictureArgs { min_pixels: Some(2), max_pixels: Some(1), exif_orientation: false };
+        assert!(reversed.apply(&mut default.clone()).is_err());
+    }
 }

@@ -1,18 +1,25 @@
 //! What the commands print: answers as JSON, and errors.
 
 use std::fmt;
-use std::io::{self, StdoutLock, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
 
 use qwenvl::exec::Peaks;
 use qwenvl::graph::Plan;
 use qwenvl::host::Resident;
-use qwenvl::{Answer, Engine, grounding};
+use qwenvl::{Answer, DEFAULT_MAX_TOKENS, Engine, FinishReason, grounding};
 use serde_json::{Value, json};
 
-/// The object that `batch` writes for each line, and `run --json` prints.
-pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
+/// The object that `batch` writes for each line, and `run --json` prints. Whose answer it is, is for them to say.
+pub fn answer(answer: &Answer) -> Value {
     let mut object = json!({
-        "custom_id": custom_id,
+        "custom_id": null,
         "text": answer.text,
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
@@ -40,6 +47,25 @@ pub fn answer(custom_id: Option<&str>, answer: &Answer) -> Value {
         object["notices"] = json!(answer.notices);
     }
     object
+}
+
+/// Tells that an answer was cut, and what gives it more room: `context` is the advice where `max_tokens`, or its
+/// default, was not reached.
+pub fn tell_cut(answer: &Answer, max_tokens: Option<usize>, context: &str) {
+    if answer.finish_reason != FinishReason::Length {
+        return;
+    }
+    let tokens = answer.usage.completion_tokens;
+    if tokens < max_tokens.unwrap_or(DEFAULT_MAX_TOKENS) {
+        note(format_args!("note: cut at {tokens} tokens: the context is full, {context}"));
+    } else {
+        note(format_args!("note: cut at {tokens} tokens, see --max-tokens"));
+    }
+}
+
+/// What a request is called, `null` if nothing.
+pub fn custom_id(request: &Value) -> Value {
+    request.get("custom_id").cloned().unwrap_or_default()
 }
 
 /// What was reached, beside what this machine reached at the same time when nothing else limits it.
@@ -80,6 +106,23 @@ pub fn memory(plan: &Plan, resident: Option<Resident>) -> Value {
         "resident_file_bytes": resident.map(|r| r.file_bytes),
         "resident_peak_bytes": resident.map(|r| r.peak_bytes),
     })
+}
+
+/// Makes sure that a file can be written, long before it is. One that exists is opened and keeps what it holds; for
+/// one that does not, its directory is tried.
+pub fn writable(path: &Path) -> io::Result<Option<File>> {
+    match File::options().write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !directory.is_dir() {
+                return Err(error);
+            }
+            tempfile::tempfile_in(directory)?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Standard output. When its reader goes away, as `head` does, writing fails with [`Closed`].
@@ -141,4 +184,40 @@ pub fn describe(error: &anyhow::Error) -> String {
 /// Prints a line for the person at the terminal. If that fails there is nobody to tell.
 pub fn note(line: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Shows a person at a terminal what goes on, if it takes longer than a second; until it is dropped.
+pub struct Waiting(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Waiting {
+    /// Begins to wait for `what`.
+    pub fn on(what: &'static str) -> Waiting {
+        if !io::stderr().is_terminal() {
+            return Waiting(None);
+        }
+        let (end, ended) = mpsc::channel::<()>();
+        let goes_on =
+            move |ms| ended.recv_timeout(Duration::from_millis(ms)) == Err(RecvTimeoutError::Timeout);
+        let show = move || {
+            if goes_on(1000) {
+                let bar = ProgressBar::new_spinner().with_message(what);
+                bar.tick();
+                while goes_on(100) {
+                    bar.tick();
+                }
+                bar.finish_and_clear();
+            }
+        };
+        Waiting(thread::Builder::new().spawn(show).ok().map(|shown| (end, shown)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some((end, shown)) = self.0.take() {
+            drop(end);
+            // Its line is cleared before others are printed.
+            let _ = shown.join();
+        }
+    }
 }

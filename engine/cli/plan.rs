@@ -60,7 +60,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         prefill_chunk_tokens: args.prefill_chunk,
         ..PlanOptions::new(&config, args.context, max_pixels)
     };
-    let plan = Plan::new(&config, &device, &options)?;
+    let plan = Plan::new(&config, &device, &options)
+        .map_err(|e| super::model::in_options(e.into(), "--context", "--max-seqs"))?;
     if let Some(path) = &args.html {
         std::fs::write(path, plan.to_html()).with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -61,7 +61,7 @@ impl SamplingParams {
     fn out_of_range(&self) -> Option<(&'static str, String, &'static str)> {
         let SamplingParams { temperature, top_p, repetition_penalty, .. } = *self;
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Some(("temperature", temperature.to_string(), "a number that is not negative"));
+            return Some(("temperature", temperature.to_string(), "a finite number that is not negative"));
         }
         if !(0.0..=1.0).contains(&top_p) {
             return Some(("top_p", top_p.to_string(), "a number from 0 to 1"));

@@ -95,6 +95,127 @@ fn a_line_of_a_batch_that_fails_does_not_stop_the_others() {
     assert!(run.stderr.contains("error: request 2: the line is not JSON"), "{}", run.stderr);
 }
 
+/// Three requests, of which the second fails, and the file for their answers.
+fn three_requests() -> (TempDir, PathBuf, PathBuf) {
+    let lines = [question("a", "Who are you?"), json!({"custom_id": "b"}), question("c", "Who are you?")];
+    let (dir, requests) = batch_dir(lines.map(|l| l.to_string()).join("\n").as_bytes());
+    let output = dir.path().join("answers.jsonl");
+    (dir, requests, output)
+}
+
+/// Answers in a file: custom_id, and whether it failed.
+fn outcomes(file: &Path) -> Vec<(String, bool)> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let values = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    values.map(|v| (v["custom_id"].as_str().unwrap().to_string(), v.get("error").is_some())).collect()
+}
+
+#[test]
+fn batch_leaves_files_alone_that_hold_something() {
+    let (dir, requests, output) = three_requests();
+    let refused = |file: &Path, more: &[&str], message: &str| {
+        let before = std::fs::read(file).unwrap();
+        let run = qwenvl(&[&["batch", text(&requests), "--output", text(file)], more].concat());
+        assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{}", run.stderr);
+        assert!(run.stderr.contains(message), "{message} is not in {}", run.stderr);
+        assert_eq!(std::fs::read(file).unwrap(), before, "{message}");
+    };
+    assert_eq!(qwenvl(&["batch", text(&requests), "--output", text(&output)]).code, Some(1));
+    refused(&output, &[], "--overwrite");
+    refused(&output, &["--resume", "--model", "none"], "none");
+    refused(&output, &["--overwrite", "--context", "0"], "context");
+    // Requests by another name.
+    let link = dir.path().join("link");
+    std::fs::hard_link(&requests, &link).unwrap();
+    refused(&link, &["--overwrite"], "these are the requests");
+    // A file of somebody else, of which not one line is whole.
+    let foreign = dir.path().join("foreign");
+    for held in ["{\"a\": 1}", "{\"custom\": 1", "\n"] {
+        std::fs::write(&foreign, held).unwrap();
+        refused(&foreign, &["--resume"], "line 1 is no answer of this command");
+    }
+
+    // A run that does not come to its answers makes no file.
+    let other = dir.path().join("other.jsonl");
+    let batch =
+        |more: &[&str]| qwenvl(&[&["batch", text(&requests), "--output", text(&other)], more].concat());
+    assert_eq!(batch(&["--context", "0"]).code, Some(1));
+    assert!(!other.exists());
+    std::fs::write(&other, "anything").unwrap();
+    assert_eq!(batch(&["--overwrite"]).code, Some(1));
+    assert_eq!(outcomes(&other), outcomes(&output));
+    std::fs::write(&other, "").unwrap();
+    assert_eq!(batch(&[]).code, Some(1));
+    assert_eq!(outcomes(&other), outcomes(&output));
+}
+
+#[test]
+fn requests_that_failed_are_asked_again_if_that_is_wanted() {
+    let (_dir, requests, output) = three_requests();
+    let batch = |more: &[&str]| {
+        qwenvl(&[&["batch", text(&requests), "--output", text(&output), "--resume"], more].concat())
+    };
+    let id = |id: &str, failed| (id.to_string(), failed);
+    assert_eq!(batch(&[]).code, Some(1));
+    let first = std::fs::read_to_string(&output).unwrap();
+    let run = batch(&[]);
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.contains("1 requests failed before") && run.stderr.contains("--retry-errors"));
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), first);
+
+    let mended = std::fs::read_to_string(&requests).unwrap();
+    let mended = mended.replace("{\"custom_id\":\"b\"}", &question("b", "Who are you?").to_string());
+    std::fs::write(&requests, mended).unwrap();
+    let run = batch(&[]);
+    assert!(run.code == Some(1) && run.stderr.contains("request 2 is another"), "{}", run.stderr);
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), first);
+    assert_eq!(batch(&["--retry-errors"]).ok(), "");
+    assert_eq!(outcomes(&output), [id("a", false), id("b", false), id("c", false)]);
+    let whole = std::fs::read_to_string(&output).unwrap();
+    for line in [0, 2] {
+        assert_eq!(whole.lines().nth(line), first.lines().nth(line), "what was answered stays");
+    }
+
+    // As if the run had been killed after the answer, before it got to its place; and in the middle of a letter.
+    let again = whole.lines().nth(1).unwrap();
+    std::fs::write(&output, [first.as_bytes(), again.as_bytes(), b"\n{\"custom_id\":\"\xc3"].concat())
+        .unwrap();
+    assert_eq!(batch(&[]).ok(), "");
+    assert_eq!(std::fs::read_to_string(&output).unwrap(), whole);
+}
+
+#[test]
+fn a_batch_goes_on_only_with_the_requests_that_it_began_with() {
+    let line = |text: &str| json!({"messages": [{"role": "user", "content": text}]}).to_string();
+    let (dir, requests) = batch_dir(format!("{}\n{}", line("Who are you?"), line("Hello")).as_bytes());
+    let output = dir.path().join("answers.jsonl");
+    let batch = || qwenvl(&["batch", text(&requests), "--output", text(&output), "--resume"]);
+    batch().ok();
+    // Blank lines and ends of lines do not matter, but words do.
+    std::fs::write(&requests, format!("\n{}\r\n\n{}\n", line("Who are you?"), line("Hello"))).unwrap();
+    batch().ok();
+    let before = std::fs::read(&output).unwrap();
+    std::fs::write(&requests, format!("{}\n{}", line("Who are you?"), line("Bye"))).unwrap();
+    let run = batch();
+    assert!(run.code == Some(1) && run.stderr.contains("request 2 is another"), "{}", run.stderr);
+    assert_eq!(std::fs::read(&output).unwrap(), before);
+}
+
+#[test]
+fn answers_that_wait_behind_a_slow_one_are_few() {
+    let slow = question("slow", "Tell me a short story.").to_string();
+    let (dir, requests) = batch_dir([slow.as_str(), &"no JSON\n".repeat(40)].join("\n").as_bytes());
+    // Answers and messages in the order in which they come.
+    let log = dir.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let mut command = command(&["batch", "--parallel", "2", text(&requests)]);
+    let status = command.stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    let log = std::fs::read_to_string(&log).unwrap();
+    let before = log[..log.find("\"slow\"").unwrap()].matches("error: request").count();
+    assert_eq!((before, log.matches("error: request").count()), (8, 40));
+}
+
 /// Lines that are nearly requests: a valid one with some bytes replaced, removed or put in.
 fn mutated_lines() -> impl Strategy<Value = Vec<u8>> {
     let valid = [

@@ -30,6 +30,10 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
     let bare = dir.path().to_str().unwrap().to_string();
     let broken_json = dir.path().join("broken.json").to_str().unwrap().to_string();
     std::fs::write(&broken_json, "{").unwrap();
+    let no_frames = dir.path().join("no-frames");
+    std::fs::create_dir(&no_frames).unwrap();
+    std::fs::write(no_frames.join(".DS_Store"), "").unwrap();
+    let no_frames = no_frames.to_str().unwrap().to_string();
     let broken_config = dir.path().join("broken");
     std::fs::create_dir(&broken_config).unwrap();
     std::fs::write(broken_config.join("config.json"), "{\"model_type\": \"llama\"}").unwrap();
@@ -47,6 +51,28 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (2, &["run", "--threads", "0", "hi"], &["--threads", "1..=1024"]),
         (2, &["run", "--max-tokens", "many", "hi"], &["--max-tokens", "many"]),
         (2, &["run", "--messages", "a.json", "hi"], &["--messages"]),
+        (2, &["run", "--messages", "a.json", "--fps", "1"], &["--messages", "--fps"]),
+        (2, &["run", "--messages", "a.json", "--nframes", "4"], &["--messages", "--nframes"]),
+        (2, &["run", "--messages", "a.json", "--video-start", "1"], &["--messages", "--video-start"]),
+        (2, &["run", "--messages", "a.json", "--video-end", "1"], &["--messages", "--video-end"]),
+        (
+            2,
+            &["run", "--messages", "a.json", "--resized-height", "28", "--resized-width", "28"],
+            &["--messages", "--resized-"],
+        ),
+        (2, &["run", "--resized-height", "28", "hi"], &["--resized-width"]),
+        (2, &["run", "--video", "a.mp4", "--fps", "nan", "hi"], &["--fps", "above 0"]),
+        (2, &["run", "--video", "a.mp4", "--fps", "-1", "hi"], &["--fps", "above 0"]),
+        (2, &["run", "--video", "a.mp4", "--fps", "0", "hi"], &["--fps", "above 0"]),
+        (2, &["run", "--video", "a.mp4", "--nframes", "1", "hi"], &["--nframes", "1 is not in 2.."]),
+        (2, &["run", "--video", "a.mp4", "--video-start", "-1", "hi"], &["--video-start", "0 or more"]),
+        (2, &["run", "--video", "a.mp4", "--video-end", "nan", "hi"], &["--video-end", "0 or more"]),
+        (2, &["run", "--video", "a.mp4", "--total-pixels", "0", "hi"], &["--total-pixels"]),
+        (2, &["bench", "--max-pixels", "50176"], &["--max-pixels"]),
+        (2, &["bench", "--min-pixels", "50176"], &["--min-pixels"]),
+        (2, &["bench", "--exif-orientation"], &["--exif-orientation"]),
+        (2, &["batch", "--retry-errors", "--output", "a", &requests], &["--resume"]),
+        (2, &["batch", "--resume", "--overwrite", "--output", "a", &requests], &["--overwrite"]),
         (2, &["batch", "--parallel", "0", &requests], &["--parallel"]),
         (1, &["run", "--device", "tpu", "hi"], &["tpu", "auto, cpu, cuda"]),
         (1, &["run", "--device", "a100-80g", "hi"], &["a100-80g", "qwenvl plan"]),
@@ -58,10 +84,12 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (1, &["run", "--model", &broken_config, "hi"], &["model_type", "llama"]),
         (1, &["plan", "--model", &missing], &[&missing]),
         (1, &["plan", "--model", &broken_json], &["JSON"]),
-        (1, &["plan", "--context", "0"], &["context = 0"]),
-        (1, &["plan", "--max-seqs", "0"], &["max_seqs = 0"]),
-        (1, &["plan", "--prefill-chunk", "0"], &["prefill_chunk = 0"]),
-        (1, &["plan", "--max-pixels", "0"], &["max_patches"]),
+        (1, &["plan", "--context", "0"], &["--context: found 0"]),
+        (1, &["plan", "--max-seqs", "0"], &["--max-seqs: found 0"]),
+        (1, &["plan", "--prefill-chunk", "0"], &["--prefill-chunk: found 0"]),
+        (1, &["plan", "--max-pixels", "0"], &["--max-pixels: found 0 patches"]),
+        (1, &["plan", "--max-seqs", "60000"], &["--context times --max-seqs", "tokens"]),
+        (1, &["bench", "--prefill-chunk", "0"], &["--prefill-chunk: found 0"]),
         (1, &["plan", "--context", &many_tokens, "--max-seqs", &many_tokens], &["context"]),
         (1, &["plan", "--html", "/none/plan.html"], &["/none/plan.html"]),
         (1, &["run", "--image", &missing, "hi"], &["cannot read", &missing]),
@@ -80,10 +108,23 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (1, &["run", "--image", "data:image/png;base64,####", "hi"], &["base64"]),
         (1, &["run", "--image", "13_chat.png", "--max-pixels", "1", "hi"], &["max_pixels 1"]),
         (1, &["run", "--image", "13_chat.png", "--min-pixels", "0", "hi"], &["min_pixels 0"]),
+        (
+            1,
+            &["chat", "--min-pixels", "5000", "--max-pixels", "4000"],
+            &["--min-pixels 5000 is above --max-pixels 4000"],
+        ),
         (1, &["run", "--frames", &missing, "hi"], &[&missing]),
+        (1, &["run", "--frames", &no_frames, "hi"], &[&no_frames, "no files", "pictures of a video"]),
         (1, &["run", "--frames", "13_chat.png,00_shape1.png", "hi"], &["frames of one size"]),
         (1, &["run", "--messages", &missing], &[&missing]),
         (1, &["run", "--messages", &broken_json], &["broken.json is not JSON"]),
+        (1, &["run", "--messages", &bare], &["cannot read", &bare]),
+        (1, &["run", "--messages", "13_chat.png"], &["cannot read 13_chat.png", "not UTF-8 from byte 0 on"]),
+        (
+            1,
+            &["run", "--image", "13_chat.png", "--draw-boxes", "/none/a.png", "hi"],
+            &["--draw-boxes /none/a.png"],
+        ),
         (1, &["run", "--context", "100", &long_prompt], &["the context of 100", "shorten the prompt"]),
         (1, &["run", "--context", "64", "--max-tokens", "64", "hi"], &["the context of 64", "lower"]),
         (1, &["run", "--max-tokens", "0", "hi"], &["max_tokens", "at least 1"]),
@@ -91,12 +132,13 @@ fn bad_input_ends_with_a_message_and_an_exit_code() {
         (1, &["run", "--context", &many_tokens, "hi"], &["context", "1..=16777216"]),
         (1, &["run", "--temperature", "-1", "hi"], &["temperature", "-1"]),
         (1, &["run", "--temperature", "nan", "hi"], &["temperature", "NaN"]),
+        (1, &["run", "--temperature", "inf", "hi"], &["temperature", "inf", "finite"]),
         (1, &["run", "--top-p", "2", "hi"], &["top_p"]),
         (1, &["run", "--repetition-penalty", "0", "hi"], &["repetition_penalty"]),
         (1, &["run", "--stop", "", "hi"], &["stop[0]"]),
         (1, &["batch", &missing], &["cannot read", &missing]),
         (1, &["batch", &bare], &["cannot read", &bare]),
-        (1, &["batch", &requests, "--output", "/none/answers"], &["cannot write /none/answers"]),
+        (1, &["batch", &requests, "--output", "/none/answers"], &["--output /none/answers: cannot write it"]),
         (1, &["batch", &requests, "--output", &requests], &["these are the requests"]),
         // 4.4 TB of cache.
         (
@@ -214,7 +256,62 @@ fn output_that_cannot_be_written_is_an_error() {
         assert!(run.stderr.contains("No space left"), "{args:?}: {}", run.stderr);
     }
     // Nor does it matter whether anybody can be told.
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let status = command(&["run", "--device", "tpu", "hi"]).stderr(full).status().unwrap();
-    assert_eq!(status.code(), Some(1));
+    let dir = tempfile::tempdir().unwrap();
+    let (drawn, cache) = (dir.path().join("drawn.png"), dir.path().join("cache"));
+    let model = path("engine/tiny_model");
+    let untold: [(i32, &[&str], &str); 4] = [
+        (1, &["run", "--device", "tpu", "hi"], ""),
+        (
+            0,
+            &["run", "--image", "13_chat.png", "--draw-boxes", text(&drawn), "What color is the square?"],
+            "The square is yellow.\n",
+        ),
+        (
+            0,
+            &[
+                "run",
+                "--device",
+                "cpu",
+                "--model",
+                text(&model),
+                "--repack-cache",
+                text(&cache),
+                "Who are you?",
+            ],
+            "I am a tiny vision language model.\n",
+        ),
+        (0, &["run", "--max-tokens", "2", "Who are you?"], "I am\n"),
+    ];
+    for (code, args, stdout) in untold {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let run: Run = command(args).stdout(Stdio::piped()).stderr(full).output().unwrap().into();
+        assert_eq!((run.code, run.stdout.as_str()), (Some(code), stdout), "{args:?}");
+    }
+}
+
+/// They panic where nobody reads: `output::stdout` and `output::note` do not.
+#[test]
+fn no_command_prints_by_a_macro() {
+    for entry in std::fs::read_dir(path("engine/cli")).unwrap() {
+        let file = entry.unwrap().path();
+        let source = std::fs::read_to_string(&file).unwrap();
+        for part in ["print!(", "println!(", "dbg!("] {
+            assert!(!source.contains(part), "{} has {part}", file.display());
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn messages_without_an_end_are_an_error() {
+    let file = std::fs::File::open("/dev/zero").unwrap();
+    let runs: [Run; 2] = [
+        qwenvl(&["run", "--messages", "/dev/zero"]),
+        command(&["run", "--messages", "-"]).stdin(file).output().unwrap().into(),
+    ];
+    for (run, name) in runs.into_iter().zip(["/dev/zero", "standard input"]) {
+        assert_eq!(run.code, Some(1));
+        let expected = format!("cannot read {name}: it has more than 268435456 bytes");
+        assert!(run.stderr.contains(&expected), "{}", run.stderr);
+    }
 }

@@ -117,7 +117,16 @@ fn help_names_every_command_and_the_format_of_batch_files() {
         assert!(help.contains(&format!("  {name} ")), "{help}");
     }
     let batch = qwenvl(&["batch", "--help"]).ok();
-    for key in ["custom_id", "messages", "max_tokens", "temperature", "token_ids", "finish_reason", "usage"] {
+    for key in [
+        "custom_id",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "token_ids",
+        "finish_reason",
+        "usage",
+        "request",
+    ] {
         assert!(batch.contains(key), "{key} in {batch}");
     }
     assert!(qwenvl(&["--version"]).ok().starts_with("qwenvl "));

@@ -122,7 +122,10 @@ impl CpuExecutor {
             let weights = Weights::bind(graph, &checkpoint, &mut pool, cache.as_mut(), &mut advance)?;
             let used = match cache {
                 Some(cache) if cache.is_mapped() => Some(cache.mapped()),
-                Some(cache) => Some(cache.write(&weights.repacked(graph))?),
+                Some(cache) => {
+                    let written = cache.write(&weights.repacked(graph));
+                    Some(written.unwrap_or_else(|error| CacheUse::Failed(error.to_string())))
+                }
                 None => repack_cache.map(|_| CacheUse::NotNeeded),
             };
             (weights, used)

@@ -40,6 +40,8 @@ pub enum CacheUse {
     Written(PathBuf, String),
     /// The checkpoint has no weights that are repacked.
     NotNeeded,
+    /// It could not be written, for the reason given. The weights are in memory all the same.
+    Failed(String),
 }
 
 /// What a cache file is made from.
