@@ -1,16 +1,21 @@
 //! What the host offers: processors and memory.
 
+use crate::error::Result;
+
 /// Processors that this process may use.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// Whether this build has the CUDA executor, and kernels for the first GPU and its driver.
-pub fn has_gpu() -> bool {
+/// Whether this build has the CUDA executor and there is a GPU for it.
+///
+/// # Errors
+/// What keeps the first GPU from being used.
+pub fn has_gpu() -> Result<bool> {
     #[cfg(feature = "cuda")]
     return crate::exec::cuda::is_usable(0);
     #[cfg(not(feature = "cuda"))]
-    false
+    Ok(false)
 }
 
 /// Memory that a plan may use, in bytes: what the system could give without swapping, within the

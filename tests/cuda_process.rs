@@ -299,8 +299,7 @@ fn a_machine_without_a_gpu_that_runs_the_kernels_uses_its_processor() {
     assert_eq!((&report["passed"], code), (&true.into(), Some(0)), "no GPU is no failure: {report:#}");
     assert_eq!(report["cuda"]["devices"], json!([]));
     for (name, value) in [("CUDASIM_DEVICES", "0"), ("CUDASIM_DRIVER", "12.4")] {
-        let run = ["run", "--json", "--max-tokens", "2", "--device"];
-        let (answer, code) = command(&[&run[..], &["auto", "Who are you?"]].concat(), (name, value));
+        let (answer, code) = command(&["run", "--json", "--max-tokens", "2", "Who are you?"], (name, value));
         assert_eq!(code, Some(0), "{answer:#}");
         assert_eq!(answer["device"], "cpu", "{name}={value}: {answer:#}");
     }

@@ -1,5 +1,6 @@
 //! What all commands that load a model share.
 
+use std::cell::OnceCell;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ pub struct ModelArgs {
     /// CPU.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
+    /// What `device` names, once that was asked.
+    #[arg(skip)]
+    chosen: OnceCell<Target>,
     /// Threads on the CPU [default: all processors].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -111,7 +115,16 @@ impl SamplingArgs {
 pub fn target(device: &str) -> anyhow::Result<Option<Target>> {
     let ordinal = match device {
         "cpu" => return Ok(Some(Target::Cpu)),
-        "auto" => return Ok(Some(if host::has_gpu() { Target::Cuda(0) } else { Target::Cpu })),
+        "auto" => {
+            return Ok(Some(match host::has_gpu() {
+                Ok(true) => Target::Cuda(0),
+                Ok(false) => Target::Cpu,
+                Err(error) => {
+                    output::note(format_args!("note: cuda:0 cannot be used, running on the CPU: {error}"));
+                    Target::Cpu
+                }
+            }));
+        }
         "cuda" => Some(0),
         device => device.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
     };
@@ -156,12 +169,16 @@ impl PictureArgs {
 impl ModelArgs {
     /// What `--device` names.
     fn target(&self) -> anyhow::Result<Target> {
-        target(&self.device)?.with_context(|| {
+        if let Some(target) = self.chosen.get() {
+            return Ok(*target);
+        }
+        let target = target(&self.device)?.with_context(|| {
             format!(
                 "device {} is unknown: use auto, cpu, cuda or cuda:N (named GPUs are for `qwenvl plan`)",
                 self.device
             )
-        })
+        })?;
+        Ok(*self.chosen.get_or_init(|| target))
     }
 
     /// Opens the checkpoint and what makes prompts from it. Reads no weights.

@@ -160,6 +160,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let peaks = engine.measure();
         let mut object = output::answer(&answer);
         object["custom_id"] = custom_id;
+        object["device"] = json!(engine.plan().device.name);
         object["load_ms"] = json!(engine.load_ms());
         object["rates"] = output::rates(&engine, peaks);
         object["memory"] = output::memory(engine.plan(), resident);

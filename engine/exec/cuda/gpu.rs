@@ -109,11 +109,17 @@ pub(super) fn device_count(step: &str) -> Result<usize> {
     }
 }
 
-/// Whether there is a GPU `ordinal` that this build's kernels run on. Makes no context, which would take a while.
-pub(super) fn is_usable(ordinal: usize) -> bool {
-    find_driver("CUDA").is_ok()
-        && device_count("counting devices").is_ok_and(|n| ordinal < n)
-        && kernels::arch(ordinal).and_then(kernels::supports).is_ok()
+/// Whether there is a GPU `ordinal`; an error if there is one that this build's kernels do not run on, or whose driver is
+/// too old for them. Makes no context, which would take a while.
+pub(super) fn is_usable(ordinal: usize) -> Result<bool> {
+    if find_driver("CUDA").is_err() || ordinal >= device_count("counting devices")? {
+        return Ok(false);
+    }
+    match kernels::arch(ordinal).and_then(kernels::supports) {
+        Ok(()) => Ok(true),
+        Err(kernels::Error::Unsupported { what, help }) => Err(Error::Unsupported { what, help }),
+        Err(error) => Err(Error::Cuda { step: format!("asking cuda:{ordinal}"), problem: error.to_string() }),
+    }
 }
 
 impl Gpu {

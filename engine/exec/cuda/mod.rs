@@ -143,8 +143,12 @@ pub fn driver() -> Result<(usize, (u32, u32))> {
     Ok((n, version))
 }
 
-/// Whether there is a GPU `ordinal` that this build's kernels run on, as far as can be told without opening it.
-pub fn is_usable(ordinal: usize) -> bool {
+/// Whether there is a GPU `ordinal`, as far as can be told without opening it.
+///
+/// # Errors
+/// [`Error::Unsupported`] if this build's kernels do not run on it or need a newer driver, [`Error::Cuda`] if the driver
+/// does not answer.
+pub fn is_usable(ordinal: usize) -> Result<bool> {
     gpu::is_usable(ordinal)
 }
 
