@@ -3,17 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
-use qwenvl::{Engine, EngineOptions, Event, Prepared, Request, RequestId};
+use qwenvl::{Engine, EngineOptions, Event, Frontend, Prepared, Request, RequestId};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::input::{Lines, MAX_LINE_BYTES};
 use super::model::{ModelArgs, PictureArgs, directory_of};
 use super::output;
+
+/// Requests that are made ready at the same time, beyond those that are answered.
+const PREPARERS: usize = 4;
 
 /// Answers that may wait behind a slow one, for each request that is worked on.
 const WAITING_PER_REQUEST: usize = 4;
@@ -131,16 +137,32 @@ fn answer_all(
     parallel: usize,
     results: &mut InOrder,
 ) -> anyhow::Result<()> {
+    let mut preparers = Preparers::start(engine.frontend(), base_dir);
     let mut running: HashMap<RequestId, Job> = HashMap::new();
-    let mut events = Vec::new();
+    let (mut events, mut is_over) = (Vec::new(), false);
     loop {
-        while running.len() < parallel && results.waiting.len() < WAITING_PER_REQUEST * parallel {
-            let Some((key, text)) = requests.next().transpose()? else { break };
-            let (custom_id, prepared) = match text {
-                Ok(text) => prepare(engine, &text, base_dir),
-                Err(problem) => (Value::Null, Err(anyhow!(problem))),
+        while !is_over
+            && running.len() + preparers.under_way < parallel + PREPARERS
+            && results.waiting.len() < WAITING_PER_REQUEST * parallel
+        {
+            let Some((key, text)) = requests.next().transpose()? else {
+                is_over = true;
+                break;
             };
-            let job = results.begin(key, custom_id);
+            let parsed = text.map_err(|problem| anyhow!(problem)).and_then(|text| {
+                serde_json::from_str(&text).map_err(|error| anyhow!("the line is not JSON: {error}"))
+            });
+            match parsed {
+                Ok(value) => preparers.send(results.begin(key, output::custom_id(&value)), value),
+                Err(error) => {
+                    let job = results.begin(key, Value::Null);
+                    results.fail(job, &output::describe(&error))?;
+                }
+            }
+        }
+        while running.len() < parallel
+            && let Some((job, prepared)) = preparers.next(running.is_empty())
+        {
             match prepared.and_then(|p| Ok(engine.submit(p)?)) {
                 Ok(id) => {
                     running.insert(id, job);
@@ -149,7 +171,10 @@ fn answer_all(
             }
         }
         if running.is_empty() {
-            return Ok(());
+            if is_over && preparers.under_way == 0 {
+                return Ok(());
+            }
+            continue; // whatever was ready has failed
         }
         engine.step(&mut events)?;
         for event in events.drain(..) {
@@ -168,14 +193,56 @@ fn answer_all(
     }
 }
 
-fn prepare(engine: &Engine, text: &str, base_dir: &Path) -> (Value, anyhow::Result<Prepared>) {
-    let value: Value = match serde_json::from_str(text) {
-        Ok(value) => value,
-        Err(error) => return (Value::Null, Err(anyhow!("the line is not JSON: {error}"))),
-    };
-    let request = Request::from_json(&value, base_dir.to_path_buf());
-    let prepared = request.and_then(|r| engine.frontend().prepare(&r)).map_err(Into::into);
-    (output::custom_id(&value), prepared)
+/// Threads that make requests ready while others are answered: a slow download holds up nobody else.
+struct Preparers {
+    requests: Sender<(Job, Value)>,
+    ready: Receiver<(Job, anyhow::Result<Prepared>)>,
+    /// Requests sent and not received.
+    under_way: usize,
+}
+
+impl Preparers {
+    fn start(frontend: &Arc<Frontend>, base_dir: &Path) -> Preparers {
+        let (requests, waiting) = mpsc::channel::<(Job, Value)>();
+        let (done, ready) = mpsc::channel();
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..PREPARERS {
+            let (frontend, base_dir) = (Arc::clone(frontend), base_dir.to_path_buf());
+            let (waiting, done) = (Arc::clone(&waiting), done.clone());
+            std::thread::spawn(move || {
+                let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                while let Ok((job, value)) = next() {
+                    let prepare =
+                        || Request::from_json(&value, base_dir.clone()).and_then(|r| frontend.prepare(&r));
+                    // A request that is lost would be waited for.
+                    let prepared = std::panic::catch_unwind(AssertUnwindSafe(prepare));
+                    let prepared = match prepared {
+                        Ok(prepared) => prepared.map_err(Into::into),
+                        Err(_) => Err(anyhow!("it could not be prepared, see the message above")),
+                    };
+                    if done.send((job, prepared)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Preparers { requests, ready, under_way: 0 }
+    }
+
+    fn send(&mut self, job: Job, request: Value) {
+        self.requests.send((job, request)).expect("the threads go on as long as there are requests");
+        self.under_way += 1;
+    }
+
+    /// The next that is ready; `waits` for it if none is.
+    fn next(&mut self, waits: bool) -> Option<(Job, anyhow::Result<Prepared>)> {
+        if self.under_way == 0 {
+            return None;
+        }
+        let next = if waits { self.ready.recv().ok() } else { self.ready.try_recv().ok() };
+        self.under_way -= usize::from(next.is_some());
+        next
+    }
 }
 
 /// Which request an answer is of.

@@ -216,6 +216,33 @@ fn answers_that_wait_behind_a_slow_one_are_few() {
     assert_eq!((before, log.matches("error: request").count()), (8, 40));
 }
 
+#[test]
+fn requests_are_made_ready_side_by_side() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/13_chat.png", server.local_addr().unwrap());
+    let picture = std::fs::read(path("tests/data/samples/13_chat.png")).unwrap();
+    // Nobody is answered before both have asked.
+    let served = std::thread::spawn(move || {
+        let asked = [server.accept().unwrap().0, server.accept().unwrap().0];
+        for mut stream in asked {
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", picture.len());
+            stream.write_all(&[head.as_bytes(), &picture].concat()).unwrap();
+        }
+    });
+    let line = json!({"messages": [{"role": "user", "content": [
+        {"type": "image", "image": url}, {"type": "text", "text": "What color is the square?"}]}]});
+    let (_dir, requests) = batch_dir(format!("{line}\n{line}\n").as_bytes());
+    let run = qwenvl(&["batch", "--parallel", "1", text(&requests)]);
+    served.join().unwrap();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    for answer in run.lines() {
+        assert_eq!(answer["text"], "The square is yellow.");
+    }
+}
+
 /// Lines that are nearly requests: a valid one with some bytes replaced, removed or put in.
 fn mutated_lines() -> impl Strategy<Value = Vec<u8>> {
     let valid = [
