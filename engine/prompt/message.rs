@@ -171,7 +171,11 @@ impl Message {
     /// # Errors
     /// As [`messages_from_json`].
     pub fn from_json(value: &Value, field: &str) -> Result<Self> {
-        let object = Object::new(value, field, "an object with role and content")?;
+        let mut expected = "an object with role and content".to_string();
+        if value.is_array() {
+            expected += "; several conversations are for `qwenvl batch`, one on each line";
+        }
+        let object = Object::new(value, field, &expected)?;
         object.only(&["role", "content"])?;
         let role = match object.required_str("role", "system, user or assistant")? {
             "system" => Role::System,
