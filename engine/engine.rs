@@ -161,7 +161,7 @@ impl Engine {
     /// As [`Engine::load`].
     pub fn with_frontend(
         checkpoint: Checkpoint,
-        frontend: Frontend,
+        mut frontend: Frontend,
         options: &EngineOptions,
         progress: Progress,
     ) -> Result<Engine> {
@@ -183,6 +183,7 @@ impl Engine {
             }
             Target::Cuda(ordinal) => cuda(&config, &plan_options, ordinal, checkpoint, progress)?,
         };
+        frontend.max_prompt_tokens = executor.plan().options.context_tokens;
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
         Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()), cache })
     }
@@ -195,6 +196,11 @@ impl Engine {
     /// What makes prompts.
     pub fn frontend(&self) -> &Frontend {
         &self.frontend
+    }
+
+    /// What makes prompts, to change what requests may take and name.
+    pub fn frontend_mut(&mut self) -> &mut Frontend {
+        &mut self.frontend
     }
 
     /// What became of the repack cache, if one was asked for.

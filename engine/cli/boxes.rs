@@ -30,8 +30,8 @@ impl Canvas {
             ImageInput::Pixels { width, height, rgb } => {
                 Ok(Canvas { width: *width, height: *height, rgb: rgb.to_vec() })
             }
-            ImageInput::Location(location) => {
-                let source = ImageSource::parse(location, &request.base_dir)?;
+            ImageInput::Encoded(_) | ImageInput::Location(_) => {
+                let source = ImageSource::of(&part.image, &request.base_dir)?;
                 let bytes = source.fetch(&FetchLimits::default())?;
                 let picture = decode_oriented(&bytes, source.name(), part.exif_orientation.unwrap_or(exif))?;
                 let (width, height) = (picture.width(), picture.height());
