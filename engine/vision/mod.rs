@@ -412,7 +412,7 @@ impl Processor {
         let start = Instant::now();
         let file = source.local(limits)?;
         let fetch = start.elapsed();
-        let taken = Cell::new(0);
+        let (taken, pass) = (Cell::new(0), Cell::new(None));
         let size_of = |n: usize, width: u32, height: u32| {
             if u64::from(width) * u64::from(height) > limits.max_pixels {
                 let problem = format!(
@@ -425,6 +425,8 @@ impl Processor {
             // Another decoder may have tried before and asked for the same.
             let cost = self.cost(size, n.next_multiple_of(self.temporal_patch_size));
             take(cost.saturating_sub(taken.replace(cost)))?;
+            drop(pass.take());
+            pass.set(Some(DECODING.enter(video::decoding_bytes((width, height)))));
             Ok(size)
         };
         let loaded = video::load(&file, source.name(), video, &size_of)?;
@@ -540,8 +542,8 @@ fn named(job: &Job, e: Error) -> Error {
 /// What the largest pixels take that a decoder gives.
 const BYTES_PER_PIXEL: u64 = 8;
 
-/// Pictures of this process that are being decoded: together they have at most this many bytes. A single one may have
-/// more.
+/// Pictures and films of this process that are being decoded: together they have at most this many bytes. A single
+/// one may have more.
 static DECODING: Gate = Gate { most_bytes: 1 << 30, bytes: Mutex::new(0), left: Condvar::new() };
 
 /// Lets work in as long as there is memory for it.
@@ -626,5 +628,29 @@ mod tests {
         entered.recv_timeout(Duration::from_secs(10)).unwrap();
         third.join().unwrap();
         assert_eq!(*GATE.bytes.lock().unwrap(), 0);
+    }
+
+    #[test]
+    fn pictures_and_films_wait_until_there_is_memory_for_them() {
+        let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/samples");
+        let config = qwenvl_graph::ModelConfig::from_json(include_str!("../tiny_model/config.json")).unwrap();
+        let processor = Processor::from_json(None, &config.vision).unwrap();
+        for (name, kind, file) in [
+            ("00_shape1.png", VisualKind::Image, None),
+            ("11_mp4.mp4", VisualKind::Video, Some(VideoOptions::default())),
+        ] {
+            let sources = vec![ImageSource::file(samples.join(name))];
+            let request = VisualRequest { kind, sources, options: ImageOptions::default(), file };
+            let all = DECODING.enter(DECODING.most_bytes);
+            let (sender, loaded) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    sender.send(processor.load(&[request], &FetchLimits::default(), &|_| Ok(()))).unwrap();
+                });
+                assert!(loaded.recv_timeout(Duration::from_millis(500)).is_err(), "{name} waits");
+                drop(all);
+                assert!(loaded.recv_timeout(Duration::from_secs(60)).unwrap().is_ok(), "{name}");
+            });
+        }
     }
 }

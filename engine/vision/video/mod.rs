@@ -24,6 +24,7 @@ use super::decode::{Rgb8, still_picture};
 use super::resize::resize;
 use super::source::Local;
 use crate::error::{Error, Result};
+pub(super) use h264::decoding_bytes;
 use mp4::Problem;
 pub use sample::{MAX_FRAME_PIXELS, MIN_FRAME_PIXELS, VideoOptions, frame_limits, sample};
 
