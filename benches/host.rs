@@ -117,7 +117,9 @@ fn pictures(c: &mut Criterion) {
         for n in [1, 8] {
             let requests: Vec<VisualRequest> = (0..n).map(|_| request(&jpeg)).collect();
             group.bench_function(format!("load {n} JPEG, all cores"), |b| {
-                b.iter(|| processor.load(black_box(&requests), &FetchLimits::default()).unwrap());
+                b.iter(|| {
+                    processor.load(black_box(&requests), &FetchLimits::default(), &|_| Ok(())).unwrap()
+                });
             });
         }
         group.finish();
@@ -155,7 +157,7 @@ fn film() {
         file: Some(options),
     };
     let start = Instant::now();
-    let visuals = processor.load(&[request], &FetchLimits::default()).expect("the film");
+    let visuals = processor.load(&[request], &FetchLimits::default(), &|_| Ok(())).expect("the film");
     let seconds = start.elapsed().as_secs_f64();
     let sampling = visuals[0].sampling.as_ref().expect("a film is sampled");
     let kept: usize = visuals[0].frames.iter().map(|f| f.data().len()).sum();

@@ -173,18 +173,17 @@ impl Engine {
         Engine::with_frontend(checkpoint, frontend, options, &mut |_, _| {})
     }
 
-    /// As [`Engine::load`], with a frontend that has already prepared requests or that others share, and a callback
-    /// that is told the bytes of weights bound so far and in all.
+    /// As [`Engine::load`], with a frontend that has already prepared requests, and a callback that is told the bytes of
+    /// weights bound so far and in all.
     ///
     /// # Errors
     /// As [`Engine::load`].
     pub fn with_frontend(
         checkpoint: Checkpoint,
-        frontend: impl Into<Arc<Frontend>>,
+        mut frontend: Frontend,
         options: &EngineOptions,
         progress: Progress,
     ) -> Result<Engine> {
-        let frontend = frontend.into();
         let start = Instant::now();
         checkpoint.validate()?;
         let mut config = checkpoint.config.clone();
@@ -205,8 +204,9 @@ impl Engine {
                 cuda(plan, ordinal, checkpoint, progress)?
             }
         };
+        frontend.max_prompt_tokens = executor.plan().options.context_tokens;
         let scheduler = Scheduler::new(executor.as_ref(), frontend.eos_token_ids(), frontend.normalize());
-        Ok(Engine { frontend, executor, scheduler, load_ms: ms(start.elapsed()), cache })
+        Ok(Engine { frontend: Arc::new(frontend), executor, scheduler, load_ms: ms(start.elapsed()), cache })
     }
 
     /// The plan it runs.
@@ -217,6 +217,11 @@ impl Engine {
     /// What makes prompts: other threads may prepare requests with a clone while this one steps.
     pub fn frontend(&self) -> &Arc<Frontend> {
         &self.frontend
+    }
+
+    /// What makes prompts, to change what requests may take and name; `None` once others have it as well.
+    pub fn frontend_mut(&mut self) -> Option<&mut Frontend> {
+        Arc::get_mut(&mut self.frontend)
     }
 
     /// What became of the repack cache, if one was asked for.

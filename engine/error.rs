@@ -3,6 +3,8 @@
 //! Each message names the file, tensor, field or option, says what was found and what was
 //! expected, and what to do about it.
 
+use std::borrow::Cow;
+use std::fmt::Write;
 use std::path::PathBuf;
 
 /// An error of the engine. Bad input of any kind ends here; a panic is a defect.
@@ -10,7 +12,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A file cannot be opened, read, mapped or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", one_line(&path.to_string_lossy()))]
     Io {
         /// The verb: `read`, `map`, `write`, ...
         action: &'static str,
@@ -53,7 +55,7 @@ pub enum Error {
         help: String,
     },
     /// A request is malformed: an unknown key, a wrong type, a value out of range.
-    #[error("request: {field}: found {found}, expected {expected}")]
+    #[error("request: {}: found {}, expected {}", one_line(field), one_line(found), one_line(expected))]
     Request {
         /// Path of the field, as `messages[0].content[1].image`.
         field: String,
@@ -63,7 +65,7 @@ pub enum Error {
         expected: String,
     },
     /// An image cannot be fetched, decoded or used.
-    #[error("image {name}: {problem}; {help}")]
+    #[error("image {}: {}; {}", one_line(name), one_line(problem), one_line(help))]
     Image {
         /// Path or URL, shortened.
         name: String,
@@ -73,7 +75,7 @@ pub enum Error {
         help: String,
     },
     /// A video file cannot be fetched, decoded or used.
-    #[error("video {name}: {problem}; {help}")]
+    #[error("video {}: {}; {}", one_line(name), one_line(problem), one_line(help))]
     Video {
         /// Path or URL, shortened.
         name: String,
@@ -115,11 +117,12 @@ pub enum Error {
     /// Prompt and answer do not fit in the context.
     #[error(
         "the prompt has {prompt_tokens} tokens ({visual_tokens} of them visual) and max_tokens is {max_tokens}, \
-         together more than the context of {context_tokens}; shorten the prompt, lower max_pixels or max_tokens, \
-         or load with a larger context"
+         together more than the context of {context_tokens}; load with a context of at least {}, shorten the prompt, \
+         or lower max_pixels or max_tokens",
+        .prompt_tokens.saturating_add(*.max_tokens)
     )]
     Context {
-        /// Tokens of the expanded prompt.
+        /// Tokens of the expanded prompt; those that were known of, if it was refused before its pictures were loaded.
         prompt_tokens: usize,
         /// How many of them stand for pictures.
         visual_tokens: usize,
@@ -144,3 +147,21 @@ pub enum Error {
 
 /// `Result` with the engine's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The text with escapes for what would end a line, move a cursor or turn the direction of reading: parts of requests
+/// get into logs.
+fn one_line(text: &str) -> Cow<'_, str> {
+    let hidden = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if hidden(c) {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}

@@ -25,9 +25,17 @@ pub struct Frontend {
     processor: Processor,
     generation: GenerationConfig,
     eos_token_ids: Vec<u32>,
-    /// What fetching a picture may take.
+    /// What fetching a picture may take, and which files and servers requests may name.
     pub fetch_limits: FetchLimits,
+    /// Most tokens of a prompt, those of its pictures included: [`DEFAULT_PROMPT_TOKENS`], and the context once an
+    /// engine has the frontend. A request above it is refused before its text is encoded and its pictures are decoded,
+    /// so that what it takes is bounded.
+    pub max_prompt_tokens: usize,
 }
+
+/// [`Frontend::max_prompt_tokens`] of a frontend without an engine: a little more than the 128,000 that qwen-vl-utils
+/// sizes long videos for.
+pub const DEFAULT_PROMPT_TOKENS: usize = 128 << 10;
 
 /// A request ready for the executor.
 pub struct Prepared {
@@ -110,6 +118,7 @@ impl Frontend {
             generation,
             eos_token_ids,
             fetch_limits: FetchLimits::default(),
+            max_prompt_tokens: DEFAULT_PROMPT_TOKENS,
         })
     }
 
@@ -142,11 +151,12 @@ impl Frontend {
         &self.eos_token_ids
     }
 
-    /// Loads the pictures of a request and makes its prompt.
+    /// Makes the prompt of a request and loads its pictures.
     ///
     /// # Errors
-    /// [`Error::Request`] for parameters out of range, [`Error::Image`] for pictures that cannot be
-    /// had, [`Error::Template`] or [`Error::Tokenizer`] for a prompt that cannot be made.
+    /// [`Error::Request`] for parameters out of range and for a text that is longer than the context can hold,
+    /// [`Error::Context`] for a prompt of too many tokens, [`Error::Image`] and [`Error::Video`] for pictures that
+    /// cannot be had, [`Error::Template`] or [`Error::Tokenizer`] for a prompt that cannot be made.
     pub fn prepare(&self, request: &Request) -> Result<Prepared> {
         if request.messages.is_empty() {
             return Err(Error::Request {
@@ -156,10 +166,25 @@ impl Frontend {
             });
         }
         self.check(request)?;
-        let visuals = self.processor.load(&self.visual_requests(request)?, &self.fetch_limits)?;
+        let pictures = self.visual_requests(request)?;
         let start = Instant::now();
-        let text = self.template.render(&request.messages, true, request.add_vision_id)?;
-        let ids = self.tokenizer.encode(&text)?;
+        let ids = self.encode(request)?;
+        let encoded = start.elapsed();
+        // Each picture has one token so far.
+        let text_tokens = ids.len().saturating_sub(pictures.len());
+        let visuals = self.processor.load(&pictures, &self.fetch_limits, &|visual_tokens| {
+            let prompt_tokens = text_tokens.saturating_add(visual_tokens);
+            if prompt_tokens <= self.max_prompt_tokens {
+                return Ok(());
+            }
+            Err(Error::Context {
+                prompt_tokens,
+                visual_tokens,
+                max_tokens: request.max_tokens.unwrap_or(1),
+                context_tokens: self.max_prompt_tokens,
+            })
+        })?;
+        let start = Instant::now();
         let grids = |kind| visuals.iter().filter(|v| v.kind == kind).map(|v| v.grid).collect::<Vec<Grid>>();
         let (images, videos) = (grids(VisualKind::Image), grids(VisualKind::Video));
         let tokens = expand(&ids, &self.config, &images, &videos)?;
@@ -175,20 +200,28 @@ impl Frontend {
             });
         }
         let index = rope_index(&tokens, &self.config, &images, &videos)?;
-        let mut timings = Timings { prompt_ms: ms(start.elapsed()), ..Timings::default() };
+        let mut timings = Timings { prompt_ms: ms(encoded + start.elapsed()), ..Timings::default() };
         for visual in &visuals {
             timings.image_fetch_ms += ms(visual.timings.fetch);
             timings.image_decode_ms += ms(visual.timings.decode);
             timings.image_resize_ms += ms(visual.timings.resize);
         }
         let merge = self.config.vision.spatial_merge_size;
+        let prepared = self.prepared(tokens, request)?;
+        let mut notices = prepared.notices;
+        // Those of pictures are fewer than their tokens.
+        let (last, most) = (index.positions.iter().flatten().max(), self.config.text.max_position_embeddings);
+        notices.extend(last.filter(|last| **last as usize >= most).map(|last| {
+            format!("the prompt reaches position {last}, beyond the {most} that the model is made for: its answer may be poor")
+        }));
         Ok(Prepared {
             visual_tokens: visuals.iter().map(|v| v.grid.tokens(merge)).sum(),
             positions: index.positions,
             delta: index.delta,
             visuals,
             timings,
-            ..self.prepared(tokens, request)?
+            notices,
+            ..prepared
         })
     }
 
@@ -214,6 +247,24 @@ impl Frontend {
         }
         let index = rope_index(&tokens, &self.config, &[], &[])?;
         Ok(Prepared { positions: index.positions, delta: index.delta, ..self.prepared(tokens, request)? })
+    }
+
+    /// The ids of the text, in which every picture is one placeholder.
+    fn encode(&self, request: &Request) -> Result<Vec<u32>> {
+        let text = self.template.render(&request.messages, true, request.add_vision_id)?;
+        // Encoding takes time and memory by the length of the text: first see whether its tokens can be few enough.
+        let most_bytes = self.max_prompt_tokens.saturating_mul(self.tokenizer.longest_token_bytes());
+        if text.len() > most_bytes {
+            return Err(Error::Request {
+                field: "messages".into(),
+                found: format!("a prompt of {} bytes of text", text.len()),
+                expected: format!(
+                    "at most {most_bytes}, as {} tokens hold no more: shorten the prompt, or load with a larger context",
+                    self.max_prompt_tokens
+                ),
+            });
+        }
+        self.tokenizer.encode(&text)
     }
 
     /// Refuses parameters that are out of range.
@@ -249,10 +300,7 @@ impl Frontend {
     }
 
     fn visual_requests(&self, request: &Request) -> Result<Vec<VisualRequest>> {
-        let source = |image: &ImageInput| match image {
-            ImageInput::Location(location) => ImageSource::parse(location, &request.base_dir),
-            ImageInput::Pixels { width, height, rgb } => ImageSource::pixels(*width, *height, rgb),
-        };
+        let source = |image: &ImageInput| ImageSource::of(image, &request.base_dir);
         let mut out = Vec::new();
         for part in request.messages.iter().flat_map(|m| m.parts()) {
             match part {

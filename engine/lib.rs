@@ -19,7 +19,7 @@ pub mod vision;
 pub use checkpoint::Checkpoint;
 pub use engine::{Engine, EngineOptions, Generation, Target};
 pub use error::{Error, Result};
-pub use frontend::{Frontend, Prepared};
+pub use frontend::{DEFAULT_PROMPT_TOKENS, Frontend, Prepared};
 pub use generate::{Event, RequestId, Work};
 pub use qwenvl_graph as graph;
 pub use request::{

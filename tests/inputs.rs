@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{ints, json, path};
-use qwenvl::prompt::{Part, VideoInput, messages_from_json};
-use qwenvl::{Checkpoint, Engine, EngineOptions, Request};
+use qwenvl::prompt::{ImageInput, Message, Part, VideoInput, messages_from_json};
+use qwenvl::vision::{FileAccess, UrlAccess};
+use qwenvl::{Checkpoint, Engine, EngineOptions, Error, Frontend, Request};
 use serde_json::{Value, json};
 
 fn engine() -> Engine {
@@ -31,6 +32,11 @@ fn qwenvl(arguments: &[&str]) -> Command {
 fn succeeds(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 #[test]
@@ -81,6 +87,68 @@ fn the_forms_of_openai_mean_what_those_of_qwen_mean() {
     assert_eq!((answer.visuals[0].resized_height, answer.visuals[0].resized_width), (56, 84));
     assert_eq!(answer.visuals[0].grid_thw, [1, 4, 6]);
     assert_eq!(answer.visuals[1], answers[0].2[0]);
+}
+
+#[test]
+fn what_a_request_takes_is_bounded_before_it_is_loaded() {
+    let engine = engine();
+    let visual_tokens = |content: Value| match engine.frontend().prepare(&request(content)).map(|_| ()) {
+        Err(Error::Context { prompt_tokens, visual_tokens, context_tokens: 512, .. }) => {
+            assert!(prompt_tokens > visual_tokens);
+            visual_tokens
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut dot = Vec::new();
+    image::RgbImage::new(1, 1)
+        .write_to(&mut std::io::Cursor::new(&mut dot), image::ImageFormat::Png)
+        .unwrap();
+    let dot = format!("data:image/png;base64,{}", base64(&dot));
+    // 390 MB each if they were resized.
+    let large = json!({"type": "image", "image": dot, "min_pixels": 130_000_000, "max_pixels": 130_000_000});
+    assert_eq!(visual_tokens(vec![large; 40].into()), 40 * 408 * 408);
+    let frames = vec![dot; 3];
+    let frames =
+        json!({"type": "video", "video": frames, "min_pixels": 130_000_000, "max_pixels": 130_000_000});
+    assert_eq!(visual_tokens(json!([frames])), 2 * 408 * 408);
+    // Four slices of 336 x 336 pixels.
+    assert_eq!(visual_tokens(json!([{"type": "video", "video": "11_mp4.mp4"}])), 4 * 144);
+    assert_eq!(visual_tokens(json!([{"type": "text", "text": "word ".repeat(600)}])), 0);
+
+    let long = json!([{"type": "text", "text": " ".repeat(20_000_000)}]);
+    let error = engine.frontend().prepare(&request(long)).map(|_| ()).unwrap_err().to_string();
+    for part in ["a prompt of 20000", "bytes of text", "512 tokens", "shorten the prompt"] {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
+}
+
+#[test]
+fn a_service_says_which_files_and_servers_requests_may_name() {
+    let mut engine = engine();
+    let image = |from: &str| request(json!([{"type": "image", "image": from}]));
+    let refused = |engine: &Engine, from: &str| {
+        engine.frontend().prepare(&image(from)).map(|_| ()).expect_err("it is forbidden").to_string()
+    };
+    let inside = path("tests/data/samples");
+    let limits = &mut engine.frontend_mut().unwrap().fetch_limits;
+    (limits.files, limits.urls) = (FileAccess::Under(inside), UrlAccess::Public);
+    assert!(engine.frontend().prepare(&image("00_shape1.png")).is_ok());
+    assert!(refused(&engine, "../tiny_logits.safetensors").contains("not in the directory"));
+    assert!(refused(&engine, "http://127.0.0.1:1/latest/meta-data").contains("not public"));
+    engine.frontend_mut().unwrap().fetch_limits.files = FileAccess::None;
+    assert!(refused(&engine, "00_shape1.png").contains("reads no files"));
+}
+
+#[test]
+fn a_picture_file_in_memory_is_the_one_on_disk() {
+    let mut engine = engine();
+    let bytes = std::fs::read(path("tests/data/samples/00_shape1.png")).unwrap();
+    let question = |image: Part| Message::user([image, Part::text("Which shape is purple?")]);
+    let request = Request::new(vec![question(Part::image(ImageInput::encoded(bytes)))]);
+    assert_eq!(engine.answer(&request).unwrap().text, "The square is purple.");
+    let request = Request::new(vec![question(Part::image(ImageInput::encoded(*b"GIF")))]);
+    let error = engine.answer(&request).unwrap_err().to_string();
+    assert!(error.contains("image in memory, 3 bytes: it is no known picture format"), "{error}");
 }
 
 #[test]
@@ -191,24 +259,30 @@ fn ffmpeg_is_asked_for_the_sampled_frames_and_its_failures_are_reported() {
         std::fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
     };
-    let run = || {
+    let run_on = |video: &str| {
         let path = format!("{}:/usr/bin:/bin", tools.path().display());
-        let video = video.path().to_str().unwrap();
         qwenvl(&["run", "--json", "--max-tokens", "1", "--min-pixels", "784", "--video", video, "What?"])
             .env("PATH", path)
             .output()
             .unwrap()
     };
+    let run = || run_on(video.path().to_str().unwrap());
     // Six frames at 2 fps, in the order in which they are stored.
     let packets = "echo 'stream|avg_frame_rate=2/1|r_frame_rate=2/1'
 for t in 0.0 1.5 0.5 1.0 2.0 2.5; do echo \"packet|pts_time=$t|dts_time=$t|flags=K_\"; done
 echo 'packet|pts_time=-1|flags=KD'";
-    script("ffprobe", packets);
+    let packets = format!(
+        "echo \"$*\" > \"$(dirname \"$0\")/probe_seen\"
+case \"$*\" in *file:/dev/fd/0*) cat /dev/fd/0 > \"$(dirname \"$0\")/probe_read\";; esac
+{packets}"
+    );
+    script("ffprobe", &packets);
     // Frames of 28x56 pixels, as many as are asked for; an older ffmpeg that does not know -fps_mode.
     script(
         "ffmpeg",
         "case \"$*\" in *fps_mode*) echo \"Unrecognized option 'fps_mode'.\" >&2; exit 1;; esac
 echo \"$*\" > \"$(dirname \"$0\")/seen\"
+case \"$*\" in *file:/dev/fd/0*) cat /dev/fd/0 > \"$(dirname \"$0\")/read\";; esac
 for i in 0 1 2 3 4 5; do printf 'P6\\n28 56\\n255\\n'; head -c 4704 /dev/zero; done",
     );
     let answer: Value = serde_json::from_str(&succeeds(&run())).unwrap();
@@ -219,6 +293,26 @@ for i in 0 1 2 3 4 5; do printf 'P6\\n28 56\\n255\\n'; head -c 4704 /dev/zero; d
     assert_eq!((&visual["width"], &visual["height"]), (&json!(28), &json!(56)));
     assert_eq!(visual["video"]["decoder"], "ffmpeg");
     assert_eq!(visual["video"]["seconds"], json!([0.0, 0.5, 1.0, 1.5, 2.0, 2.5]));
+
+    // The programs read this file and none that it names.
+    let probed = std::fs::read_to_string(tools.path().join("probe_seen")).unwrap();
+    for arguments in [&seen, &probed] {
+        let after = |option: &str| arguments.split_once(option).unwrap().1.split(' ').next().unwrap();
+        assert_eq!(after("-protocol_whitelist "), "file");
+        let formats: Vec<&str> = after("-format_whitelist ").split(',').collect();
+        assert!(formats.contains(&"matroska") && formats.contains(&"avi"), "{formats:?}");
+        for format in ["hls", "dash", "concat", "image2", "sdp", "imf", "webm_dash_manifest", "lavfi"] {
+            assert!(!formats.contains(&format), "{format}");
+        }
+        assert!(arguments.find("-format_whitelist") < arguments.find("file:/"), "{arguments}");
+    }
+
+    // What is inline has no name: the programs get it open.
+    let uri = format!("data:video/x-msvideo;base64,{}", base64(b"RIFF....AVI "));
+    succeeds(&run_on(&uri));
+    for name in ["probe_read", "read"] {
+        assert_eq!(std::fs::read(tools.path().join(name)).unwrap(), b"RIFF....AVI ", "{name}");
+    }
 
     let fails = |parts: &[&str]| {
         let output = run();
@@ -242,6 +336,29 @@ for i in 0 1 2 3 4 5; do printf 'P6\\n28 56\\n255\\n'; head -c 4704 /dev/zero; d
     fails(&["it has no video"]);
     script("ffprobe", "echo 'stream|avg_frame_rate=0/0|r_frame_rate=25/1'");
     fails(&["it has no frames"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_video_that_is_downloaded_leaves_nothing_behind() {
+    use std::io::{Read, Write};
+    let (listener, directory) =
+        (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), tempfile::tempdir().unwrap());
+    let url = format!("http://{}/a.mp4", listener.local_addr().unwrap());
+    let mut child = qwenvl(&["run", "--video", &url, "What?"])
+        .env("TMPDIR", directory.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let _ = stream.read(&mut [0; 4096]);
+    // More than fits between the two: it reads, so it has the file.
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n").unwrap();
+    stream.write_all(&vec![7; 32 << 20]).unwrap();
+    let left = std::fs::read_dir(directory.path()).unwrap().count();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(left, 0, "a process that is killed now leaves this");
 }
 
 #[test]
@@ -337,4 +454,16 @@ fn a_batch_of_all_kinds_goes_on_where_it_was_interrupted() {
     std::fs::write(&whole, "{\"a\": 1}\n").unwrap();
     says(&requests, "line 1 is no answer of this command");
     assert_eq!(std::fs::read(&whole).unwrap(), b"{\"a\": 1}\n", "a file that is not ours stays");
+}
+
+#[test]
+fn a_prompt_beyond_the_positions_of_the_model_is_told() {
+    let mut checkpoint = Checkpoint::tiny().unwrap();
+    let request = Request::new(vec![Message::user(vec![Part::text("Who are you?")])]);
+    let notices =
+        |checkpoint: &Checkpoint| Frontend::new(checkpoint).unwrap().prepare(&request).unwrap().notices;
+    assert!(notices(&checkpoint).is_empty());
+    checkpoint.config.text.max_position_embeddings = 16;
+    let [notice] = &notices(&checkpoint)[..] else { panic!("one notice") };
+    assert!(notice.contains("beyond the 16"), "{notice}");
 }

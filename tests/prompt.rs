@@ -197,6 +197,8 @@ fn forms_of_the_model_card_are_understood() {
     let (_, size) =
         location(part(json!({"type": "image", "image": "a", "min_pixels": 50176, "max_pixels": 50176})));
     assert_eq!((size.min_pixels, size.max_pixels), (Some(50176), Some(50176)));
+    let (_, size) = location(part(json!({"type": "image", "image": "a", "max_pixels": 151200.0})));
+    assert_eq!(size.max_pixels, Some(151_200));
     let Part::Video(video) = part(json!({"type": "video", "video": ["1.jpg", "2.jpg"], "fps": 1.0})) else {
         panic!()
     };
@@ -219,6 +221,8 @@ fn malformed_messages_are_errors_that_name_the_field() {
         (json!({}), "messages:", "array"),
         (json!([]), "messages:", "an empty array"),
         (json!([1]), "messages[0]:", "found 1"),
+        (json!([[{"role": "user", "content": "a"}]]), "messages[0]:", "found an array of 1"),
+        (json!([[{"role": "user", "content": "a"}]]), "messages[0]:", "qwenvl batch"),
         (json!([{"content": "a"}]), "messages[0].role:", "found nothing"),
         (json!([{"role": "tool", "content": "a"}]), "messages[0].role:", "\"tool\""),
         (json!([{"role": "user"}]), "messages[0].content:", "found nothing"),
@@ -237,6 +241,9 @@ fn malformed_messages_are_errors_that_name_the_field() {
         (with_part(json!({"image": "a", "min_pixel": 1})), "content[0]:", "unknown key min_pixel"),
         (with_part(json!({"image": "a", "min_pixels": 0})), "content[0].min_pixels:", "found 0"),
         (with_part(json!({"image": "a", "max_pixels": -1})), "content[0].max_pixels:", "found -1"),
+        (with_part(json!({"image": "a", "max_pixels": 100.5})), "content[0].max_pixels:", "found 100.5"),
+        (with_part(json!({"image": "a", "max_pixels": -8.0})), "content[0].max_pixels:", "found -8.0"),
+        (with_part(json!({"image": "a", "max_pixels": 1e300})), "content[0].max_pixels:", "found 1e+300"),
         (
             with_part(json!({"image": "a", "min_pixels": 9, "max_pixels": 4})),
             "min_pixels:",
@@ -279,6 +286,15 @@ fn images_in_memory_have_three_bytes_per_pixel() {
     assert!(ImageInput::pixels(2, 1, vec![0; 6]).is_ok());
     for (width, height, bytes) in [(2, 1, 5), (0, 1, 0), (u32::MAX, u32::MAX, 1)] {
         assert!(matches!(ImageInput::pixels(width, height, vec![0; bytes]), Err(Error::Request { .. })));
+    }
+}
+
+#[test]
+fn no_token_is_longer_than_the_longest() {
+    for tokenizer in [&*TOKENIZER, &*TINY_TOKENIZER] {
+        let length = |id| tokenizer.decoder(false).push(id).len();
+        let longest = (0..tokenizer.vocab_size() as u32).map(length).max().unwrap();
+        assert_eq!(tokenizer.longest_token_bytes(), longest);
     }
 }
 

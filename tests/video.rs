@@ -44,7 +44,7 @@ fn options(element: &Value) -> (ImageOptions, VideoOptions) {
 fn load(source: ImageSource, image: ImageOptions, video: VideoOptions) -> Result<Visual> {
     let request =
         VisualRequest { kind: VisualKind::Video, sources: vec![source], options: image, file: Some(video) };
-    let mut loaded = processor().load(&[request], &FetchLimits::default())?;
+    let mut loaded = processor().load(&[request], &FetchLimits::default(), &|_| Ok(()))?;
     Ok(loaded.remove(0))
 }
 
@@ -186,6 +186,63 @@ fn what_is_wrong_with_a_video_is_said() {
     refused(load(ImageSource::file(path(SAMPLE)), small(), two), &["nframes", "11_mp4.mp4"]);
     let none = VideoOptions { video_start: Some(99.0), ..Default::default() };
     refused(load(ImageSource::file(path(SAMPLE)), small(), none), &["video_start", "11_mp4.mp4"]);
+    let png = std::fs::read(path("tests/data/samples/13_chat.png")).unwrap();
+    refused(broken(&png), &["video", "it is a picture (PNG)", "part of type image"]);
+    refused(ImageSource::parse_video("", Path::new("")), &["video : the source is empty"]);
+    refused(ImageSource::parse_video("ftp://host/a.mp4", Path::new("")), &["video ftp://host", "data:video"]);
+    let low = ImageOptions { max_pixels: Some(50_000), ..ImageOptions::default() };
+    let error = refused(
+        load(ImageSource::file(path(SAMPLE)), low, VideoOptions::default()),
+        &["min_pixels of ", "11_mp4.mp4", "100352 (the default)", "max_pixels 50000"],
+    );
+    assert!(matches!(error, Error::Request { .. }));
+}
+
+#[test]
+fn options_that_no_frames_follow_from_are_refused_by_name() {
+    let some = VideoOptions::default;
+    for bad in [f64::NAN, f64::INFINITY, -1.0] {
+        for (field, options) in [
+            ("fps", VideoOptions { fps: Some(bad), ..some() }),
+            ("video_start", VideoOptions { video_start: Some(bad), ..some() }),
+            ("video_end", VideoOptions { video_end: Some(bad), ..some() }),
+        ] {
+            refused(sample(100, 25.0, &options), &[field, &bad.to_string()]);
+        }
+    }
+    refused(sample(100, 25.0, &VideoOptions { fps: Some(0.0), ..some() }), &["fps", "above zero"]);
+    refused(sample(1, 25.0, &some()), &["one frame", "give it as an image"]);
+}
+
+#[test]
+fn limits_hold_for_videos() {
+    use base64::Engine as _;
+    let bytes = std::fs::read(path(SAMPLE)).unwrap();
+    let uri = format!("data:video/mp4;base64,{}", base64::engine::general_purpose::STANDARD.encode(&bytes));
+    let request = VisualRequest {
+        kind: VisualKind::Video,
+        sources: vec![ImageSource::parse_video(&uri, Path::new("")).unwrap()],
+        options: small(),
+        file: Some(VideoOptions::default()),
+    };
+    let length = bytes.len() as u64;
+    let load = |limits: FetchLimits, most: usize| {
+        processor().load(std::slice::from_ref(&request), &limits, &|tokens| {
+            let found = format!("{tokens} tokens");
+            let refusal = Error::Request { field: "video".into(), found, expected: "fewer".into() };
+            if tokens <= most { Ok(()) } else { Err(refusal) }
+        })
+    };
+    let some = FetchLimits::default;
+    refused(
+        load(FetchLimits { max_video_bytes: length - 1, ..some() }, 64),
+        &["video data:video", "the limit"],
+    );
+    assert!(load(FetchLimits { max_video_bytes: length, max_bytes: 1, ..some() }, 64).is_ok());
+    let few = FetchLimits { max_pixels: 112 * 112 - 1, ..some() };
+    refused(load(few, 64), &["video data:video", "112x112 pixels", "12543"]);
+    // Four slices of 16 tokens.
+    refused(load(some(), 63), &["64 tokens"]);
 }
 
 #[test]

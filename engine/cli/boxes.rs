@@ -40,8 +40,8 @@ impl Canvas {
             ImageInput::Pixels { width, height, rgb } => {
                 Canvas { width: *width, height: *height, rgb: rgb.clone() }
             }
-            ImageInput::Location(location) => {
-                let source = ImageSource::parse(location, &request.base_dir)?;
+            ImageInput::Encoded(_) | ImageInput::Location(_) => {
+                let source = ImageSource::of(&part.image, &request.base_dir)?;
                 let bytes = source.fetch(&FetchLimits::default())?;
                 let picture = decode_oriented(&bytes, source.name(), part.exif_orientation.unwrap_or(exif))?;
                 Canvas { width: picture.width(), height: picture.height(), rgb: picture.data().into() }

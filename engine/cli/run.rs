@@ -131,6 +131,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
+    // Where the context is not said it is what the request needs.
+    frontend.max_prompt_tokens = args.context.unwrap_or(frontend.max_prompt_tokens);
     let prepared = frontend.prepare(&request)?;
     drop(waiting);
     for notice in &prepared.notices {

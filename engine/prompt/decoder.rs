@@ -32,6 +32,11 @@ impl TokenTable {
         self.special.len()
     }
 
+    /// Bytes of the longest token.
+    pub fn longest(&self) -> usize {
+        self.starts.windows(2).map(|ends| (ends[1] - ends[0]) as usize).max().unwrap_or(0)
+    }
+
     /// The bytes of a token; none for an id beyond the vocabulary.
     pub fn get(&self, id: u32, skip_special: bool) -> &[u8] {
         let id = id as usize;

@@ -109,7 +109,9 @@ pub struct SizeOptions {
 pub enum ImageInput {
     /// A path, a `file://`, `http://` or `https://` URL, or a `data:` URL with base64.
     Location(String),
-    /// In memory.
+    /// A picture file in memory: its bytes, as JPEG or PNG.
+    Encoded(Arc<[u8]>),
+    /// Pixels in memory.
     Pixels {
         /// In pixels.
         width: u32,
@@ -171,7 +173,11 @@ impl Message {
     /// # Errors
     /// As [`messages_from_json`].
     pub fn from_json(value: &Value, field: &str) -> Result<Self> {
-        let object = Object::new(value, field, "an object with role and content")?;
+        let mut expected = "an object with role and content".to_string();
+        if value.is_array() {
+            expected += "; several conversations are for `qwenvl batch`, one on each line";
+        }
+        let object = Object::new(value, field, &expected)?;
         object.only(&["role", "content"])?;
         let role = match object.required_str("role", "system, user or assistant")? {
             "system" => Role::System,
@@ -449,6 +455,11 @@ impl VideoPart {
 }
 
 impl ImageInput {
+    /// A picture file in memory, of any format that is read from disk.
+    pub fn encoded(bytes: impl Into<Arc<[u8]>>) -> Self {
+        ImageInput::Encoded(bytes.into())
+    }
+
     /// An image in memory; `rgb` is `[height, width, 3]`: red, green, blue.
     ///
     /// # Errors
@@ -485,6 +496,7 @@ impl fmt::Debug for ImageInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ImageInput::Location(location) => write!(f, "Location({})", super::parse::shortened(location)),
+            ImageInput::Encoded(bytes) => write!(f, "Encoded({} bytes)", bytes.len()),
             ImageInput::Pixels { width, height, .. } => write!(f, "Pixels({width}x{height})"),
         }
     }

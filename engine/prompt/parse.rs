@@ -75,9 +75,13 @@ impl<'a> Object<'a> {
         self.get(key).map(|v| v.as_bool().ok_or_else(|| self.mismatch(key, "true or false"))).transpose()
     }
 
+    /// A whole number above zero. Some clients write all numbers with a point, as 151200.0.
     pub fn positive(&self, key: &str) -> Result<Option<u64>> {
+        // Up to here every integer is a float.
+        let exact = |n: &f64| n.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(n);
+        let whole = |v: &Value| v.as_u64().or_else(|| v.as_f64().filter(exact).map(|n| n as u64));
         self.get(key)
-            .map(|v| v.as_u64().filter(|n| *n > 0).ok_or_else(|| self.mismatch(key, "a positive integer")))
+            .map(|v| whole(v).filter(|n| *n > 0).ok_or_else(|| self.mismatch(key, "a positive integer")))
             .transpose()
     }
 

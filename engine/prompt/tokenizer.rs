@@ -19,6 +19,7 @@ const MAX_ID: u32 = 1 << 22;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     table: Arc<TokenTable>,
+    longest_token_bytes: usize,
 }
 
 impl Tokenizer {
@@ -46,7 +47,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| problem(e.to_string()))?;
         inner.with_padding(None);
         let table = Arc::new(token_table(&inner)?);
-        Ok(Tokenizer { inner, table })
+        Ok(Tokenizer { inner, longest_token_bytes: table.longest(), table })
     }
 
     /// The ids of a text. Nothing is added; special tokens spelled out in the text become their ids,
@@ -76,6 +77,11 @@ impl Tokenizer {
     /// The id of a token given by its text, as `<|im_end|>`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// Bytes of the longest token: so many tokens times this is as long as their text can be.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.longest_token_bytes
     }
 
     /// One more than the largest id that has a token. The embedding table may have more rows.

@@ -18,7 +18,7 @@
 //! of the values differ by 1 or 2 levels, 0.1 % by 3 to 5. Not read, with a clear error: grey with
 //! alpha in TIFF, floating-point TIFF. What the first frame of a GIF leaves open is black.
 
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
@@ -62,12 +62,7 @@ impl Rgb8 {
     /// [`crate::Error::Image`] if a side is zero, there are more than [`MAX_PIXELS`], or the length
     /// of `data` is another.
     pub fn new(width: u32, height: u32, data: Vec<u8>) -> Result<Self> {
-        check_size("in memory", width, height)?;
-        let expected = width as usize * height as usize * 3;
-        if data.len() != expected {
-            let problem = format!("{width}x{height} pixels came with {} bytes", data.len());
-            return Err(image_error("in memory", problem, format!("give {expected}: 3 for every pixel")));
-        }
+        check_length(width, height, data.len())?;
         Ok(Rgb8 { width, height, data, start: 0 })
     }
 
@@ -117,22 +112,44 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Rgb8> {
 /// # Errors
 /// As [`decode`].
 pub fn decode_oriented(bytes: &[u8], name: &str, exif: bool) -> Result<Rgb8> {
-    let Some(format) = image::guess_format(bytes).ok().filter(|f| f.reading_enabled() && !foreign(bytes))
-    else {
-        let (problem, help) = describe_unknown(bytes);
-        return Err(image_error(name, problem, help));
-    };
+    let format = format(bytes, name)?;
     if format == ImageFormat::Jpeg && !jpeg_has_its_end(bytes) {
         return Err(cut_short(name));
     }
-    // The decoders are meant not to panic on any input. Should one do, that is a bad file.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_format(bytes, format, name, exif)));
-    decoded
+    guarded(name, || decode_format(bytes, format, name, exif))
+}
+
+/// `(width, height)` that the header of a file announces, before it is turned. Reads no more than the header, but the
+/// whole of a JPEG, and decodes nothing.
+///
+/// # Errors
+/// [`crate::Error::Image`] if it is no such file, or has a zero side or more than `max_pixels` or [`MAX_PIXELS`].
+pub(super) fn size(mut file: impl BufRead + Seek, name: &str, max_pixels: u64) -> Result<(u32, u32)> {
+    let start = file.fill_buf().map_err(|e| failure(name, ImageError::IoError(e)))?;
+    let format = format(start, name)?;
+    let (width, height) = guarded(name, || Ok(decoder(file, format, name)?.dimensions()))?;
+    check_size(name, width, height, max_pixels)?;
+    Ok((width, height))
+}
+
+/// The decoders are meant not to panic on any input. Should one do, that is a bad file.
+fn guarded<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(image_error(name, "the decoder failed on it", "convert it to PNG or JPEG")))
 }
 
-fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> Result<Rgb8> {
-    let fail = |e: ImageError| match e {
+/// The format, by the first bytes of a file.
+fn format(bytes: &[u8], name: &str) -> Result<ImageFormat> {
+    let known = image::guess_format(bytes).ok().filter(|f| f.reading_enabled() && brand(bytes).is_none());
+    known.ok_or_else(|| {
+        let (problem, help) = describe_unknown(bytes);
+        image_error(name, problem, help)
+    })
+}
+
+/// What a decoder complains about.
+fn failure(name: &str, error: ImageError) -> crate::Error {
+    match error {
         ImageError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => cut_short(name),
         ImageError::Unsupported(e) => image_error(name, e.to_string(), "convert it to PNG or JPEG"),
         ImageError::Limits(_) => image_error(
@@ -141,15 +158,29 @@ fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> R
             "reduce its size before sending it",
         ),
         e => image_error(name, e.to_string(), "the file is damaged; export or download it again"),
-    };
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    }
+}
+
+/// Reads the header.
+fn decoder<'a>(
+    file: impl BufRead + Seek + 'a,
+    format: ImageFormat,
+    name: &str,
+) -> Result<impl ImageDecoder + 'a> {
+    let mut reader = ImageReader::with_format(file, format);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_ALLOC_BYTES);
     reader.limits(limits);
-    // This reads the header only.
-    let mut decoder = reader.into_decoder().map_err(fail)?;
+    let decoder = reader.into_decoder().map_err(|e| failure(name, e))?;
     let (width, height) = decoder.dimensions();
-    check_size(name, width, height)?;
+    check_size(name, width, height, MAX_PIXELS)?;
+    Ok(decoder)
+}
+
+fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> Result<Rgb8> {
+    let fail = |e| failure(name, e);
+    let mut decoder = decoder(Cursor::new(bytes), format, name)?;
+    let (width, height) = decoder.dimensions();
     let orientation = match format {
         ImageFormat::Tiff => decoder.orientation().map_err(fail)?,
         // Data that say nothing sensible leave the picture as it is.
@@ -190,15 +221,26 @@ fn decode_format(bytes: &[u8], format: ImageFormat, name: &str, exif: bool) -> R
     Ok(Rgb8::trusted(width, height, data))
 }
 
-fn check_size(name: &str, width: u32, height: u32) -> Result<()> {
+/// Refuses a number of bytes that is not 3 for every pixel.
+pub(super) fn check_length(width: u32, height: u32, bytes: usize) -> Result<()> {
+    check_size("in memory", width, height, MAX_PIXELS)?;
+    let expected = width as usize * height as usize * 3;
+    if bytes != expected {
+        let problem = format!("{width}x{height} pixels came with {bytes} bytes");
+        return Err(image_error("in memory", problem, format!("give {expected}: 3 for every pixel")));
+    }
+    Ok(())
+}
+
+fn check_size(name: &str, width: u32, height: u32, max_pixels: u64) -> Result<()> {
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 {
         let problem = format!("its size is {width}x{height}");
         return Err(image_error(name, problem, "give a picture with at least one pixel"));
     }
-    if pixels > MAX_PIXELS {
+    if pixels > max_pixels {
         let problem =
-            format!("it has {width}x{height} = {pixels} pixels, more than the limit of {MAX_PIXELS}");
+            format!("it has {width}x{height} = {pixels} pixels, more than the limit of {max_pixels}");
         return Err(image_error(name, problem, "reduce its size before sending it"));
     }
     Ok(())
@@ -280,31 +322,39 @@ fn brand(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(8..12).filter(|_| bytes.get(4..8) == Some(b"ftyp".as_slice()))
 }
 
-fn foreign(bytes: &[u8]) -> bool {
-    brand(bytes).is_some()
-}
-
+/// What a file is that is no picture, as far as its first bytes tell. They are not shown: they may be of any file.
 fn describe_unknown(bytes: &[u8]) -> (String, &'static str) {
     let convert = "convert it to JPEG, PNG, WebP, GIF, BMP or TIFF";
+    let video = "give it as a video, in a part of type video";
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(256)]).trim_start().to_ascii_lowercase();
     let kind = match brand(bytes) {
         Some(b"avif" | b"avis") => "AVIF",
         Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => "HEIC",
-        Some(_) => "a video or an unknown ISO media file",
+        Some(b"crx ") => "a raw photograph",
+        Some(_) => return ("it is a video".into(), video),
         None if bytes.is_empty() => return ("it has no bytes".into(), "check where it comes from"),
+        None if bytes.starts_with(b"\x1A\x45\xDF\xA3") || bytes.get(8..12) == Some(b"AVI ".as_slice()) => {
+            return ("it is a video".into(), video);
+        }
         None if head.starts_with("<!doctype html") || head.starts_with("<html") => {
             return ("it is a web page, not a picture".into(), "give the URL of the picture itself");
         }
         None if head.starts_with("<svg") || head.starts_with("<?xml") => "SVG or other XML",
         None if head.starts_with("%pdf") => "PDF",
         None if bytes.starts_with(&[0xFF, 0x0A]) || bytes.starts_with(b"\0\0\0\x0CJXL ") => "JPEG XL",
-        None => {
-            let start: Vec<String> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-            return (
-                format!("it is no known picture format (it starts with bytes {})", start.join(" ")),
-                convert,
-            );
-        }
+        None => return ("it is no known picture format".into(), convert),
     };
     (format!("it is {kind}, which is not supported"), convert)
+}
+
+/// The name of the format of a still picture that these bytes begin.
+pub(super) fn still_picture(bytes: &[u8]) -> Option<&'static str> {
+    match image::guess_format(bytes).ok()? {
+        ImageFormat::Png => Some("PNG"),
+        ImageFormat::Jpeg => Some("JPEG"),
+        ImageFormat::WebP => Some("WebP"),
+        ImageFormat::Bmp => Some("BMP"),
+        ImageFormat::Tiff => Some("TIFF"),
+        _ => None,
+    }
 }

@@ -10,9 +10,11 @@ pub mod resize;
 pub mod source;
 pub mod video;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::Cursor;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use qwenvl_graph::config::VisionConfig;
@@ -21,7 +23,7 @@ use serde::Deserialize;
 
 pub use decode::{MAX_PIXELS, Rgb8};
 pub use patchify::Normalize;
-pub use source::{FetchLimits, ImageSource};
+pub use source::{FetchLimits, FileAccess, ImageSource, UrlAccess};
 pub use video::{Sampling, VideoOptions};
 
 use crate::error::{Error, Result};
@@ -115,6 +117,10 @@ impl Visual {
         }
     }
 }
+
+/// Told how many tokens pictures will have in all, as far as is known, before any of these is decoded. What it refuses
+/// ends the loading.
+pub type Room<'a> = &'a (dyn Fn(usize) -> Result<()> + Sync);
 
 /// How a checkpoint wants its pictures: `preprocessor_config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,9 +227,9 @@ impl Processor {
     /// the default ones.
     ///
     /// # Errors
-    /// [`Error::Request`] if only one of `resized_height` and `resized_width` is given;
-    /// [`Error::Graph`] if the picture has an impossible size; [`Error::Image`] if it would have
-    /// more than [`MAX_PIXELS`] after the resize.
+    /// [`Error::Request`] if only one of `resized_height` and `resized_width` is given, or `min_pixels` is above
+    /// `max_pixels`; [`Error::Graph`] if the picture has an impossible size, or would have more than [`MAX_PIXELS`]
+    /// after the resize.
     pub fn target_size(&self, width: u32, height: u32, options: &ImageOptions) -> Result<(u32, u32)> {
         let limits = PixelLimits {
             min_pixels: options.min_pixels.map_or(self.limits.min_pixels, |n| n as f64),
@@ -260,6 +266,20 @@ impl Processor {
     ) -> Result<(u32, u32)> {
         let (height, width, limits) = match (options.resized_height, options.resized_width) {
             (Some(height), Some(width)) => (height, width, self.limits),
+            (None, None) if limits.min_pixels > limits.max_pixels => {
+                let default = |given: Option<u64>| if given.is_none() { " (the default)" } else { "" };
+                return Err(Error::Request {
+                    field: "min_pixels".into(),
+                    found: format!(
+                        "min_pixels {}{} above max_pixels {}{}",
+                        limits.min_pixels,
+                        default(options.min_pixels),
+                        limits.max_pixels,
+                        default(options.max_pixels)
+                    ),
+                    expected: "at most max_pixels: give both".into(),
+                });
+            }
             (None, None) => (height, width, limits),
             (height, _) => {
                 let (given, absent) = match height {
@@ -275,11 +295,14 @@ impl Processor {
         };
         let (h, w) = smart_resize(height.into(), width.into(), self.factor, limits)?;
         if h.saturating_mul(w) > MAX_PIXELS {
-            return Err(source::image_error(
-                &format!("of {width}x{height} pixels"),
-                format!("it would be enlarged to {w}x{h}, more than the limit of {MAX_PIXELS} pixels"),
-                "lower min_pixels",
-            ));
+            let reason = format!(
+                "it would be enlarged to {w}x{h}, more than the limit of {MAX_PIXELS} pixels; lower min_pixels"
+            );
+            return Err(Error::Graph(qwenvl_graph::Error::ImageSize {
+                width: width.into(),
+                height: height.into(),
+                reason,
+            }));
         }
         Ok((h as u32, w as u32))
     }
@@ -309,32 +332,55 @@ impl Processor {
     /// Fetches, decodes and resizes pictures and videos, frames in parallel on as many threads as
     /// the machine has processors. The result is in the order of `requests`.
     ///
+    /// The sizes of all pictures on this machine are read first, and `room` is told what they come to. Those that are
+    /// downloaded and frames of video files are told of one by one, before they are decoded.
+    ///
     /// # Errors
     /// That of the first frame, in order, that [`ImageSource::fetch`], [`decode::decode`],
-    /// [`Processor::image`] or [`Processor::video_frames`] refuse; [`Error::Request`] if a request
-    /// has no source, or is an image with several.
-    pub fn load(&self, requests: &[VisualRequest], limits: &FetchLimits) -> Result<Vec<Visual>> {
-        let jobs: Vec<(&ImageSource, &VisualRequest)> =
-            requests.iter().flat_map(|r| r.sources.iter().map(move |s| (s, r))).collect();
+    /// [`Processor::image`] or [`Processor::video_frames`] refuse; that of `room`; [`Error::Request`] if a
+    /// request has no source, or is an image with several.
+    pub fn load(&self, requests: &[VisualRequest], limits: &FetchLimits, room: Room) -> Result<Vec<Visual>> {
+        let slots = self.temporal_patch_size;
+        let jobs: Vec<Job> = requests
+            .iter()
+            .flat_map(|request| {
+                let n = request.sources.len();
+                // The last frame fills its slice.
+                let slots = move |i| if i + 1 < n { 1 } else { n.next_multiple_of(slots) - i };
+                request.sources.iter().enumerate().map(move |(i, source)| Job {
+                    request,
+                    source,
+                    slots: slots(i),
+                })
+            })
+            .collect();
+        let known = in_parallel(jobs.len(), |i| self.known_cost(&jobs[i], limits))?;
+        let total = AtomicU64::new(known.iter().sum());
+        let take = |cost: u64| {
+            let total = total.fetch_add(cost, Ordering::Relaxed) + cost;
+            room(total.div_ceil(slots as u64) as usize)
+        };
+        take(0)?;
         // Processors that have no picture of their own help with the others.
         let processors = std::thread::available_parallelism().map_or(1, |p| p.get());
         let threads = processors / jobs.len().max(1);
-        let mut loaded = in_parallel(jobs.len(), |i| {
-            let (source, request) = jobs[i];
-            match &request.file {
-                None => self.load_frame(threads, source, &request.options, limits).map(Job::Frame),
-                Some(video) => self.load_file(source, &request.options, video).map(Job::File),
+        let mut loaded = in_parallel(jobs.len(), |i| match &jobs[i].request.file {
+            None => {
+                // A file may have changed meanwhile.
+                let take = |cost: u64| take(cost.saturating_sub(known[i]));
+                self.load_frame(threads, &jobs[i], limits, &take).map(Loaded::Frame)
             }
+            Some(video) => self.load_file(&jobs[i], video, limits, &take).map(Loaded::File),
         })?
         .into_iter();
         let mut visuals = Vec::with_capacity(requests.len());
         for request in requests {
             let name = request.sources.first().map_or("", ImageSource::name);
             let (mut frames, mut file) = (Vec::new(), None);
-            for job in loaded.by_ref().take(request.sources.len()) {
-                match job {
-                    Job::Frame(frame) => frames.push(frame),
-                    Job::File(visual) => file = Some(visual),
+            for loaded in loaded.by_ref().take(request.sources.len()) {
+                match loaded {
+                    Loaded::Frame(frame) => frames.push(frame),
+                    Loaded::File(visual) => file = Some(visual),
                 }
             }
             visuals.push(match file {
@@ -345,18 +391,45 @@ impl Processor {
         Ok(visuals)
     }
 
+    /// What a picture of this size costs in a number of temporal slots: a token costs as many as a slice has.
+    fn cost(&self, (height, width): (u32, u32), slots: usize) -> u64 {
+        u64::from(height) * u64::from(width) / (self.factor * self.factor) * slots as u64
+    }
+
+    /// The cost of a picture that is on this machine, else 0.
+    fn known_cost(&self, job: &Job, limits: &FetchLimits) -> Result<u64> {
+        if job.request.file.is_some() {
+            return Ok(0);
+        }
+        let Some((width, height)) = job.source.size(limits)? else { return Ok(0) };
+        let size = self.target_size(width, height, &job.request.options);
+        Ok(self.cost(size.map_err(|e| named(job, e))?, job.slots))
+    }
+
     /// Loads the sampled frames of a video file.
-    fn load_file(
-        &self,
-        source: &ImageSource,
-        options: &ImageOptions,
-        video: &VideoOptions,
-    ) -> Result<Visual> {
+    fn load_file(&self, job: &Job, video: &VideoOptions, limits: &FetchLimits, take: Take) -> Result<Visual> {
+        let (source, options) = (job.source, &job.request.options);
         let start = Instant::now();
-        let file = source.local(&FetchLimits::video())?;
+        let file = source.local(limits)?;
         let fetch = start.elapsed();
-        let size_of = |n: usize, width: u32, height: u32| self.frame_size(n, width, height, options, video);
-        let loaded = video::load(file.path(), source.name(), video, &size_of)?;
+        let (taken, pass) = (Cell::new(0), Cell::new(None));
+        let size_of = |n: usize, width: u32, height: u32| {
+            if u64::from(width) * u64::from(height) > limits.max_pixels {
+                let problem = format!(
+                    "its frames have {width}x{height} pixels, more than the limit of {}",
+                    limits.max_pixels
+                );
+                return Err(video::error(source.name(), problem, "reduce its size before sending it"));
+            }
+            let size = self.frame_size(n, width, height, options, video).map_err(|e| named(job, e))?;
+            // Another decoder may have tried before and asked for the same.
+            let cost = self.cost(size, n.next_multiple_of(self.temporal_patch_size));
+            take(cost.saturating_sub(taken.replace(cost)))?;
+            drop(pass.take());
+            pass.set(Some(DECODING.enter(video::decoding_bytes((width, height)))));
+            Ok(size)
+        };
+        let loaded = video::load(&file, source.name(), video, &size_of)?;
         let frame = |resized| Frame { resized, original: loaded.original, timings: Timings::default() };
         let frames = loaded.frames.into_iter().map(frame).collect();
         let visual = self.visual(VisualKind::Video, frames, source.name())?;
@@ -364,19 +437,18 @@ impl Processor {
         Ok(Visual { sampling: Some(loaded.sampling), timings, ..visual })
     }
 
-    fn load_frame(
-        &self,
-        threads: usize,
-        source: &ImageSource,
-        options: &ImageOptions,
-        limits: &FetchLimits,
-    ) -> Result<Frame> {
+    fn load_frame(&self, threads: usize, job: &Job, limits: &FetchLimits, take: Take) -> Result<Frame> {
+        let (source, options) = (job.source, &job.request.options);
         if let Some(rgb) = source.decoded() {
-            return self.frame(threads, rgb.clone(), options, Timings::default());
+            return self.frame(threads, rgb, options, Timings::default());
         }
         let start = Instant::now();
-        let bytes = source.fetch(limits)?;
+        let bytes = source.bytes(limits)?;
         let fetched = Instant::now();
+        let (width, height) = decode::size(Cursor::new(&bytes), source.name(), limits.max_pixels)?;
+        let size = self.target_size(width, height, options).map_err(|e| named(job, e))?;
+        take(self.cost(size, job.slots))?;
+        let _pass = DECODING.enter(u64::from(width) * u64::from(height) * BYTES_PER_PIXEL);
         let exif = options.exif_orientation.unwrap_or(self.exif_orientation);
         let rgb = decode::decode_oriented(&bytes, source.name(), exif)?;
         let timings = Timings { fetch: fetched - start, decode: fetched.elapsed(), resize: Duration::ZERO };
@@ -424,8 +496,19 @@ impl Processor {
     }
 }
 
+/// One picture, or a video file.
+struct Job<'a> {
+    request: &'a VisualRequest,
+    source: &'a ImageSource,
+    /// Temporal slots that a picture fills.
+    slots: usize,
+}
+
+/// Told the cost of pictures that will be decoded.
+type Take<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
+
 /// What one thread has loaded.
-enum Job {
+enum Loaded {
     Frame(Frame),
     File(Visual),
 }
@@ -435,6 +518,62 @@ struct Frame {
     resized: Rgb8,
     original: (u32, u32),
     timings: Timings,
+}
+
+/// Says of which picture or video an error about its size is.
+fn named(job: &Job, e: Error) -> Error {
+    let name = job.source.name();
+    match e {
+        Error::Request { field, found, expected } => {
+            Error::Request { field: format!("{field} of {name}"), found, expected }
+        }
+        Error::Graph(qwenvl_graph::Error::ImageSize { width, height, reason }) => {
+            let (problem, help) = reason.split_once("; ").unwrap_or((&reason, "give another size"));
+            let problem = format!("{width}x{height} pixels: {problem}");
+            match job.request.file {
+                None => source::image_error(name, problem, help),
+                Some(_) => video::error(name, problem, help),
+            }
+        }
+        other => other,
+    }
+}
+
+/// What the largest pixels take that a decoder gives.
+const BYTES_PER_PIXEL: u64 = 8;
+
+/// Pictures and films of this process that are being decoded: together they have at most this many bytes. A single
+/// one may have more.
+static DECODING: Gate = Gate { most_bytes: 1 << 30, bytes: Mutex::new(0), left: Condvar::new() };
+
+/// Lets work in as long as there is memory for it.
+struct Gate {
+    most_bytes: u64,
+    bytes: Mutex<u64>,
+    left: Condvar,
+}
+
+impl Gate {
+    /// Waits until these bytes fit beside the others, or are alone.
+    fn enter(&self, bytes: u64) -> Pass<'_> {
+        let full = |held: &mut u64| *held > 0 && *held + bytes > self.most_bytes;
+        let held = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.left.wait_while(held, full).unwrap_or_else(PoisonError::into_inner) += bytes;
+        Pass { gate: self, bytes }
+    }
+}
+
+/// Memory in use. Given back when dropped.
+struct Pass<'a> {
+    gate: &'a Gate,
+    bytes: u64,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        *self.gate.bytes.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
+        self.gate.left.notify_all();
+    }
 }
 
 /// `work(0)` to `work(n - 1)` on all processors, in order. After an error no new work is begun, and
@@ -466,4 +605,52 @@ fn in_parallel<T: Send>(n: usize, work: impl Fn(usize) -> Result<T> + Sync) -> R
     let mut done = done.into_inner().expect("no holder panics");
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_waits_until_there_is_memory_for_it_and_any_may_run_alone() {
+        static GATE: Gate = Gate { most_bytes: 10, bytes: Mutex::new(0), left: Condvar::new() };
+        let first = GATE.enter(6);
+        let second = GATE.enter(4);
+        let (sender, entered) = std::sync::mpsc::channel();
+        let third = std::thread::spawn(move || {
+            let pass = GATE.enter(100);
+            sender.send(()).unwrap();
+            drop(pass);
+        });
+        drop(first);
+        assert!(entered.recv_timeout(Duration::from_millis(50)).is_err(), "4 bytes are held");
+        drop(second);
+        entered.recv_timeout(Duration::from_secs(10)).unwrap();
+        third.join().unwrap();
+        assert_eq!(*GATE.bytes.lock().unwrap(), 0);
+    }
+
+    #[test]
+    fn pictures_and_films_wait_until_there_is_memory_for_them() {
+        let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/samples");
+        let config = qwenvl_graph::ModelConfig::from_json(include_str!("../tiny_model/config.json")).unwrap();
+        let processor = Processor::from_json(None, &config.vision).unwrap();
+        for (name, kind, file) in [
+            ("00_shape1.png", VisualKind::Image, None),
+            ("11_mp4.mp4", VisualKind::Video, Some(VideoOptions::default())),
+        ] {
+            let sources = vec![ImageSource::file(samples.join(name))];
+            let request = VisualRequest { kind, sources, options: ImageOptions::default(), file };
+            let all = DECODING.enter(DECODING.most_bytes);
+            let (sender, loaded) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    sender.send(processor.load(&[request], &FetchLimits::default(), &|_| Ok(()))).unwrap();
+                });
+                assert!(loaded.recv_timeout(Duration::from_millis(500)).is_err(), "{name} waits");
+                drop(all);
+                assert!(loaded.recv_timeout(Duration::from_secs(60)).unwrap().is_ok(), "{name}");
+            });
+        }
+    }
 }

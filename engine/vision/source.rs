@@ -1,16 +1,23 @@
 //! Where a picture comes from, and fetching its bytes within limits.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Cursor, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-use super::decode::Rgb8;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+use super::decode::{self, MAX_PIXELS, Rgb8};
 use crate::error::{Error, Result};
+use crate::prompt::ImageInput;
 
 /// Characters of a name that messages show.
 const SHOWN_CHARS: usize = 120;
@@ -32,48 +39,112 @@ pub struct ImageSource {
 enum Place {
     File(PathBuf),
     Url(String),
-    Memory(Vec<u8>),
-    Pixels(Rgb8),
+    Memory(Arc<[u8]>),
+    Pixels(u32, u32, Arc<[u8]>),
+}
+
+/// What a source is fetched as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Media {
+    Image,
+    Video,
+}
+
+impl Media {
+    fn word(self) -> &'static str {
+        match self {
+            Media::Image => "image",
+            Media::Video => "video",
+        }
+    }
+
+    fn error(self, name: &str, problem: impl Into<String>, help: impl Into<String>) -> Error {
+        match self {
+            Media::Image => image_error(name, problem, help),
+            Media::Video => super::video::error(name, problem, help),
+        }
+    }
+
+    /// Most bytes, and most time for them.
+    fn bounds(self, limits: &FetchLimits) -> (u64, Duration) {
+        match self {
+            Media::Image => (limits.max_bytes, limits.timeout),
+            Media::Video => (limits.max_video_bytes, limits.video_timeout),
+        }
+    }
 }
 
 /// A file of this machine.
 pub(super) enum Local {
     /// The user's.
     File(PathBuf),
+    /// One that goes away with this value. Where a program can be given an open file it has no name any more, so that
+    /// nothing stays behind however this process ends.
+    #[cfg(unix)]
+    Temporary(File),
     /// One that goes away with this value.
+    #[cfg(not(unix))]
     Temporary(tempfile::NamedTempFile),
 }
 
-impl Local {
-    pub(super) fn path(&self) -> &Path {
-        match self {
-            Local::File(path) => path,
-            Local::Temporary(file) => file.path(),
-        }
-    }
-}
-
-/// What a fetch may take before it is given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a fetch may take before it is given up, and what it may touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchLimits {
-    /// Largest file, response body or inline picture, in bytes (64 MiB).
+    /// Largest picture file, response body or inline picture, in bytes (64 MiB).
     pub max_bytes: u64,
-    /// Wall-clock time for one whole download, redirects and body included (30 s).
+    /// Wall-clock time for one whole download of a picture, redirects and body included (30 s).
     pub timeout: Duration,
     /// Redirects that are followed (5).
     pub max_redirects: u32,
+    /// Largest picture or frame of a film that is decoded, in pixels; [`MAX_PIXELS`], and no more than that.
+    pub max_pixels: u64,
+    /// Largest video that is downloaded or inline, in bytes (4 GiB). It is not held in memory.
+    pub max_video_bytes: u64,
+    /// Wall-clock time for one whole download of a video (10 minutes).
+    pub video_timeout: Duration,
+    /// Files of this machine that a request may name (any).
+    pub files: FileAccess,
+    /// Servers that a request may name (any).
+    pub urls: UrlAccess,
+}
+
+/// Which files of this machine requests may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum FileAccess {
+    /// None.
+    None,
+    /// Those in a directory and below it, wherever links lead.
+    Under(PathBuf),
+    /// All that this process can read.
+    #[default]
+    Any,
+}
+
+/// Which servers requests may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UrlAccess {
+    /// None.
+    None,
+    /// Those with public addresses, redirects included: none of this machine or of a private network. Connections go
+    /// to the address that was checked, and through no proxy.
+    Public,
+    /// All that this machine can reach.
+    #[default]
+    Any,
 }
 
 impl Default for FetchLimits {
     fn default() -> Self {
-        FetchLimits { max_bytes: 64 << 20, timeout: Duration::from_secs(30), max_redirects: 5 }
-    }
-}
-
-impl FetchLimits {
-    /// For video files: 4 GiB in 10 minutes. They are not held in memory.
-    pub fn video() -> Self {
-        FetchLimits { max_bytes: 4 << 30, timeout: Duration::from_secs(600), ..FetchLimits::default() }
+        FetchLimits {
+            max_bytes: 64 << 20,
+            timeout: Duration::from_secs(30),
+            max_redirects: 5,
+            max_pixels: MAX_PIXELS,
+            max_video_bytes: 4 << 30,
+            video_timeout: Duration::from_secs(600),
+            files: FileAccess::Any,
+            urls: UrlAccess::Any,
+        }
     }
 }
 
@@ -85,20 +156,20 @@ impl ImageSource {
     /// # Errors
     /// [`Error::Image`] for an empty string, another scheme, or inline data that is not base64.
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self> {
-        Self::parse_media(text, base_dir, "image")
+        Self::parse_media(text, base_dir, Media::Image)
     }
 
     /// As [`parse`](Self::parse), for a video: inline data are `data:video...;base64,...`.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse).
+    /// As [`parse`](Self::parse), but [`Error::Video`].
     pub fn parse_video(text: &str, base_dir: &Path) -> Result<Self> {
-        Self::parse_media(text, base_dir, "video")
+        Self::parse_media(text, base_dir, Media::Video)
     }
 
-    fn parse_media(text: &str, base_dir: &Path, media: &str) -> Result<Self> {
+    fn parse_media(text: &str, base_dir: &Path, media: Media) -> Result<Self> {
         let name = shorten(text);
-        let fail = |problem: &str, help: &str| Err(image_error(&name, problem, help));
+        let fail = |problem: &str, help: &str| Err(media.error(&name, problem, help));
         if text.trim().is_empty() {
             return fail("the source is empty", "give a path, a URL or a data URI");
         }
@@ -111,23 +182,41 @@ impl ImageSource {
                 let path = path.strip_prefix("localhost").filter(|p| p.starts_with('/')).unwrap_or(path);
                 match percent_decode(path) {
                     Some(path) if !path.is_empty() => Place::File(base_dir.join(path)),
-                    Some(_) => return fail("the URL has no path", "write file:///directory/picture.jpg"),
+                    Some(_) => return fail("the URL has no path", "write file:///directory/file"),
                     None => return fail("the decoded path is not UTF-8", "give the plain path instead"),
                 }
             }
             Some("data") => match inline(text, media) {
-                Ok(bytes) => Place::Memory(bytes),
+                Ok(bytes) => Place::Memory(bytes.into()),
                 Err(problem) => {
-                    let help = format!("write data:{media}/...;base64, and then the file in base64");
+                    let help = format!("write data:{}/...;base64, and then the file in base64", media.word());
                     return fail(&problem, &help);
                 }
             },
             Some(other) => {
                 let problem = format!("scheme {other} is not supported");
-                return fail(&problem, "use a path, file://, http://, https:// or data:image/...;base64,");
+                let help =
+                    format!("use a path, file://, http://, https:// or data:{}/...;base64,", media.word());
+                return fail(&problem, &help);
             }
         };
         Ok(ImageSource { name, place })
+    }
+
+    /// The source of an image of a message. Relative paths start at `base_dir`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse) and [`pixels`](Self::pixels).
+    pub fn of(image: &ImageInput, base_dir: &Path) -> Result<Self> {
+        match image {
+            ImageInput::Location(location) => ImageSource::parse(location, base_dir),
+            ImageInput::Encoded(bytes) => {
+                Ok(ImageSource::memory(&format!("in memory, {} bytes", bytes.len()), Arc::clone(bytes)))
+            }
+            ImageInput::Pixels { width, height, rgb } => {
+                ImageSource::pixels(*width, *height, Arc::clone(rgb))
+            }
+        }
     }
 
     /// A file of this machine.
@@ -137,56 +226,85 @@ impl ImageSource {
     }
 
     /// An encoded picture in memory; `name` is for messages.
-    pub fn memory(name: &str, bytes: Vec<u8>) -> Self {
-        ImageSource { name: shorten(name), place: Place::Memory(bytes) }
+    pub fn memory(name: &str, bytes: impl Into<Arc<[u8]>>) -> Self {
+        ImageSource { name: shorten(name), place: Place::Memory(bytes.into()) }
     }
 
     /// A decoded picture in memory, `[height, width, 3]` bytes.
     ///
     /// # Errors
     /// [`Error::Image`] if there are not that many bytes, or a side is zero.
-    pub fn pixels(width: u32, height: u32, rgb: &[u8]) -> Result<Self> {
-        let pixels = Rgb8::new(width, height, rgb.to_vec())?;
-        Ok(ImageSource { name: format!("in memory, {width}x{height}"), place: Place::Pixels(pixels) })
+    pub fn pixels(width: u32, height: u32, rgb: impl Into<Arc<[u8]>>) -> Result<Self> {
+        let rgb = rgb.into();
+        decode::check_length(width, height, rgb.len())?;
+        Ok(ImageSource {
+            name: format!("in memory, {width}x{height}"),
+            place: Place::Pixels(width, height, rgb),
+        })
     }
 
-    /// The pixels, if the source is a decoded picture.
-    pub(super) fn decoded(&self) -> Option<&Rgb8> {
+    /// A copy of the pixels, if the source is a decoded picture.
+    pub(super) fn decoded(&self) -> Option<Rgb8> {
         match &self.place {
-            Place::Pixels(rgb) => Some(rgb),
+            Place::Pixels(width, height, rgb) => Some(Rgb8::trusted(*width, *height, rgb.to_vec())),
             _ => None,
         }
     }
 
-    /// What messages call it: the path or URL, shortened.
+    /// What messages call it: the path or URL, shortened. Of a URL neither user nor query is part of it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// `(width, height)` of the picture, of which no more than the header is read; `None` if it is not on this machine.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), and [`decode::size`].
+    pub(super) fn size(&self, limits: &FetchLimits) -> Result<Option<(u32, u32)>> {
+        match &self.place {
+            Place::File(path) => {
+                let (file, _) = self.open_file(path, limits)?;
+                decode::size(BufReader::new(file), &self.name, limits.max_pixels).map(Some)
+            }
+            Place::Url(_) => Ok(None),
+            Place::Memory(bytes) => decode::size(Cursor::new(bytes), &self.name, limits.max_pixels).map(Some),
+            Place::Pixels(width, height, _) => Ok(Some((*width, *height))),
+        }
     }
 
     /// The encoded picture.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be opened or read; [`Error::Image`] if it is not a regular
-    /// file, if a server does not answer with a picture in time, or if there is more than
-    /// `limits` allow.
+    /// file, if a server does not answer with a picture in time, if there is more than
+    /// `limits` allow, or if they do not allow the place.
     pub fn fetch(&self, limits: &FetchLimits) -> Result<Vec<u8>> {
+        Ok(self.bytes(limits)?.into_owned())
+    }
+
+    /// As [`fetch`](Self::fetch), without a copy of what is in memory.
+    pub(super) fn bytes(&self, limits: &FetchLimits) -> Result<Cow<'_, [u8]>> {
         match &self.place {
-            Place::File(path) => self.read_file(path, limits),
+            Place::File(path) => self.read_file(path, limits).map(Cow::Owned),
             Place::Url(url) => {
                 let mut bytes = Vec::new();
-                self.download(url, limits, &mut |part| {
+                self.download(url, Media::Image, limits, &mut |part| {
                     bytes.extend_from_slice(part);
                     Ok(())
                 })?;
-                Ok(bytes)
+                Ok(Cow::Owned(bytes))
             }
-            Place::Memory(bytes) if bytes.len() as u64 > limits.max_bytes => Err(self.too_large(limits)),
-            Place::Memory(bytes) => Ok(bytes.clone()),
-            Place::Pixels(_) => Err(image_error(&self.name, "it has no encoded form", "use its pixels")),
+            Place::Memory(bytes) if bytes.len() as u64 > limits.max_bytes => {
+                Err(self.too_large(Media::Image, limits))
+            }
+            Place::Memory(bytes) => Ok(Cow::Borrowed(bytes)),
+            Place::Pixels(..) => Err(image_error(&self.name, "it has no encoded form", "use its pixels")),
         }
     }
 
-    fn read_file(&self, path: &Path, limits: &FetchLimits) -> Result<Vec<u8>> {
+    /// The file and its length, within the limits.
+    fn open_file(&self, path: &Path, limits: &FetchLimits) -> Result<(File, u64)> {
+        let path = &self.permitted(path, Media::Image, limits)?;
         let fail = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
         // Asked before opening: opening a pipe waits for a writer.
         let metadata = std::fs::metadata(path).map_err(fail)?;
@@ -195,37 +313,76 @@ impl ImageSource {
             return Err(image_error(&self.name, problem, "give the path of a picture file"));
         }
         if metadata.len() > limits.max_bytes {
-            return Err(self.too_large(limits));
+            return Err(self.too_large(Media::Image, limits));
         }
-        let mut bytes = Vec::with_capacity(metadata.len() as usize);
-        let file = File::open(path).map_err(fail)?;
-        file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(fail)?;
+        Ok((File::open(path).map_err(fail)?, metadata.len()))
+    }
+
+    fn read_file(&self, path: &Path, limits: &FetchLimits) -> Result<Vec<u8>> {
+        let (file, length) = self.open_file(path, limits)?;
+        let mut bytes = Vec::with_capacity(length as usize);
+        let read = file.take(limits.max_bytes.saturating_add(1)).read_to_end(&mut bytes);
+        read.map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })?;
         if bytes.len() as u64 > limits.max_bytes {
-            return Err(self.too_large(limits));
+            return Err(self.too_large(Media::Image, limits));
         }
         Ok(bytes)
     }
 
-    /// The source as a file of this machine: what is not one is written to a temporary one.
+    /// The path to open, if files may be named that are there.
+    fn permitted(&self, path: &Path, media: Media, limits: &FetchLimits) -> Result<PathBuf> {
+        let io = |path: &Path, source| Error::Io { action: "read", path: path.to_path_buf(), source };
+        let directory = match &limits.files {
+            FileAccess::Any => return Ok(path.to_path_buf()),
+            FileAccess::None => {
+                let problem = "this service reads no files of its machine";
+                return Err(media.error(&self.name, problem, "give a URL or a data URI"));
+            }
+            FileAccess::Under(directory) => directory,
+        };
+        let root = directory.canonicalize().map_err(|e| io(directory, e))?;
+        match path.canonicalize() {
+            Ok(path) if path.starts_with(&root) => Ok(path),
+            Err(source)
+                if path.starts_with(directory) && path.components().all(|c| c != Component::ParentDir) =>
+            {
+                Err(io(path, source))
+            }
+            // Nor is it told whether there is such a file.
+            _ => Err(media.error(
+                &self.name,
+                "it is not in the directory that this service reads files of",
+                "give a file in it, a URL or a data URI",
+            )),
+        }
+    }
+
+    /// The video as a file of this machine: what is not one is written to a temporary one.
     ///
     /// # Errors
-    /// As [`fetch`](Self::fetch); [`Error::Io`] if the temporary file cannot be written.
+    /// As [`fetch`](Self::fetch), but [`Error::Video`]; [`Error::Io`] if the temporary file cannot be written.
     pub(super) fn local(&self, limits: &FetchLimits) -> Result<Local> {
         let fail = |source| Error::Io { action: "write", path: std::env::temp_dir(), source };
+        #[cfg(unix)]
+        let temporary = || tempfile::tempfile().map_err(fail);
+        #[cfg(not(unix))]
         let temporary = || tempfile::NamedTempFile::with_prefix("qwenvl-").map_err(fail);
         match &self.place {
-            Place::File(path) => Ok(Local::File(path.clone())),
+            Place::File(path) => self.permitted(path, Media::Video, limits).map(Local::File),
             Place::Url(url) => {
                 let mut file = temporary()?;
-                self.download(url, limits, &mut |part| file.write_all(part).map_err(fail))?;
+                self.download(url, Media::Video, limits, &mut |part| file.write_all(part).map_err(fail))?;
                 Ok(Local::Temporary(file))
+            }
+            Place::Memory(bytes) if bytes.len() as u64 > limits.max_video_bytes => {
+                Err(self.too_large(Media::Video, limits))
             }
             Place::Memory(bytes) => {
                 let mut file = temporary()?;
                 file.write_all(bytes).map_err(fail)?;
                 Ok(Local::Temporary(file))
             }
-            Place::Pixels(_) => Err(image_error(&self.name, "it is no file", "use its pixels")),
+            Place::Pixels(..) => Err(Media::Video.error(&self.name, "it is no file", "use its pixels")),
         }
     }
 
@@ -233,21 +390,25 @@ impl ImageSource {
     fn download(
         &self,
         url: &str,
+        media: Media,
         limits: &FetchLimits,
         sink: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
+        let agent = match limits.urls {
+            UrlAccess::None => {
+                let problem = "this service downloads nothing";
+                return Err(media.error(&self.name, problem, "give a data URI"));
+            }
+            UrlAccess::Public => checked_agent(media, limits, |address| is_public(address.ip())),
+            UrlAccess::Any => config(media, limits).build().into(),
+        };
         let start = Instant::now();
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .timeout_global(Some(limits.timeout))
-            .max_redirects(limits.max_redirects)
-            .user_agent(concat!("qwenvl/", env!("CARGO_PKG_VERSION")))
-            .accept("image/*, video/*, */*;q=0.5")
-            .build()
-            .into();
-        let response = agent.get(url).call().map_err(|e| self.download_error(e, limits))?;
-        let too_long = |n: Option<u64>| n.is_some_and(|n| n > limits.max_bytes);
+        let (max_bytes, timeout) = media.bounds(limits);
+        let fail = |e| self.download_error(e, media, limits);
+        let response = agent.get(url).call().map_err(fail)?;
+        let too_long = |n: Option<u64>| n.is_some_and(|n| n > max_bytes);
         if too_long(response.body().content_length()) {
-            return Err(self.too_large(limits));
+            return Err(self.too_large(media, limits));
         }
         let mut reader = response.into_body().into_reader();
         let (mut length, mut buffer) = (0, [0; 16 << 10]);
@@ -256,24 +417,24 @@ impl ImageSource {
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(self.download_error(ureq::Error::from(e), limits)),
+                Err(e) => return Err(fail(ureq::Error::from(e))),
             };
             length += n as u64;
             if too_long(Some(length)) {
-                return Err(self.too_large(limits));
+                return Err(self.too_large(media, limits));
             }
             sink(&buffer[..n])?;
-            if start.elapsed() > limits.timeout {
-                return Err(self.too_slow(limits));
+            if start.elapsed() > timeout {
+                return Err(self.too_slow(media, limits));
             }
         }
     }
 
-    fn download_error(&self, error: ureq::Error, limits: &FetchLimits) -> Error {
-        let fail = |problem: String, help: &str| image_error(&self.name, problem, help);
+    fn download_error(&self, error: ureq::Error, media: Media, limits: &FetchLimits) -> Error {
+        let fail = |problem: String, help: &str| media.error(&self.name, problem, help);
         match error {
-            ureq::Error::Timeout(_) => self.too_slow(limits),
-            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::TimedOut => self.too_slow(limits),
+            ureq::Error::Timeout(_) => self.too_slow(media, limits),
+            ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::TimedOut => self.too_slow(media, limits),
             ureq::Error::StatusCode(code) => fail(
                 format!("the server answered with status {code}"),
                 "open the URL in a browser to check it",
@@ -285,6 +446,13 @@ impl ImageSource {
             ureq::Error::HostNotFound => {
                 fail("the host is unknown".into(), "check the spelling and the network, or give a local file")
             }
+            ureq::Error::Other(e) if e.is::<Forbidden>() => {
+                fail("it leads to an address that is not public".into(), "give a public URL or a data URI")
+            }
+            // The library repeats the URL, with what is not shown of it.
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                fail("the URL is malformed".into(), "check its spelling")
+            }
             other => fail(
                 format!("download failed: {other}"),
                 "check the URL and the network, or give a local file",
@@ -292,14 +460,83 @@ impl ImageSource {
         }
     }
 
-    fn too_slow(&self, limits: &FetchLimits) -> Error {
-        let problem = format!("the download did not finish in {:.1} s", limits.timeout.as_secs_f64());
-        image_error(&self.name, problem, "download the picture first and give its path")
+    fn too_slow(&self, media: Media, limits: &FetchLimits) -> Error {
+        let seconds = media.bounds(limits).1.as_secs_f64();
+        let problem = format!("the download did not finish in {seconds:.1} s");
+        media.error(&self.name, problem, "download it first and give its path")
     }
 
-    fn too_large(&self, limits: &FetchLimits) -> Error {
-        let problem = format!("it has more than {} bytes, the limit for one file", limits.max_bytes);
-        image_error(&self.name, problem, "give a smaller file")
+    fn too_large(&self, media: Media, limits: &FetchLimits) -> Error {
+        let problem = format!("it has more than {} bytes, the limit for one file", media.bounds(limits).0);
+        media.error(&self.name, problem, "give a smaller file")
+    }
+}
+
+fn config(media: Media, limits: &FetchLimits) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(media.bounds(limits).1))
+        .max_redirects(limits.max_redirects)
+        .user_agent(concat!("qwenvl/", env!("CARGO_PKG_VERSION")))
+        .accept("image/*, video/*, */*;q=0.5")
+}
+
+/// One that connects to allowed addresses only. A proxy would look hosts up by itself: there is none.
+fn checked_agent(media: Media, limits: &FetchLimits, allowed: fn(SocketAddr) -> bool) -> ureq::Agent {
+    let resolver = Checked { resolver: DefaultResolver::default(), allowed };
+    ureq::Agent::with_parts(config(media, limits).proxy(None).build(), DefaultConnector::default(), resolver)
+}
+
+/// Looks hosts up, those of redirects too, and refuses one if not all of its addresses are allowed.
+#[derive(Debug)]
+struct Checked {
+    resolver: DefaultResolver,
+    allowed: fn(SocketAddr) -> bool,
+}
+
+impl Resolver for Checked {
+    fn resolve(
+        &self,
+        uri: &ureq::http::Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let found = self.resolver.resolve(uri, config, timeout)?;
+        let all = found.iter().all(|address| (self.allowed)(*address));
+        if all { Ok(found) } else { Err(ureq::Error::Other(Box::new(Forbidden))) }
+    }
+}
+
+/// Why [`Checked`] refuses a host.
+#[derive(Debug, thiserror::Error)]
+#[error("the address is not allowed")]
+struct Forbidden;
+
+/// Whether an address is one of the internet at large, by the registries of special addresses of RFC 6890.
+fn is_public(address: IpAddr) -> bool {
+    let v4 = |a: Ipv4Addr| {
+        let [a0, a1, a2, _] = a.octets();
+        let special = a0 == 0
+            || a0 >= 240
+            || (a0 == 100 && a1 & 0xC0 == 64)
+            || (a0 == 198 && a1 & 0xFE == 18)
+            || (a0, a1, a2) == (192, 0, 0)
+            || (a0, a1, a2) == (192, 88, 99);
+        !(special
+            || a.is_private()
+            || a.is_loopback()
+            || a.is_link_local()
+            || a.is_documentation()
+            || a.is_multicast())
+    };
+    let v6 = |a: Ipv6Addr| {
+        let [s0, s1, ..] = a.segments();
+        // Global unicast is 2000::/3. Within it: protocols and tunnels, documentation, 6to4.
+        let special = (s0 == 0x2001 && (s1 < 0x200 || s1 == 0xDB8)) || s0 == 0x2002 || s0 == 0x3FFF;
+        s0 & 0xE000 == 0x2000 && !special
+    };
+    match address.to_canonical() {
+        IpAddr::V4(address) => v4(address),
+        IpAddr::V6(address) => v6(address),
     }
 }
 
@@ -340,12 +577,12 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// The bytes of a `data:image...;base64,...` URI, or of another `media`; white space between the digits is allowed.
-fn inline(text: &str, media: &str) -> Result<Vec<u8>, String> {
+fn inline(text: &str, media: Media) -> Result<Vec<u8>, String> {
     let (header, digits) = text.split_once(',').ok_or("the data URI has no comma")?;
     let header = header.to_ascii_lowercase();
-    if !header.starts_with(&format!("data:{media}")) {
-        let article = if media == "image" { "an" } else { "a" };
-        return Err(format!("the data URI is not {article} {media} but {}", shorten(&header)));
+    if !header.starts_with(&format!("data:{}", media.word())) {
+        let expected = if media == Media::Image { "an image" } else { "a video" };
+        return Err(format!("the data URI is not {expected} but {}", shorten(&header)));
     }
     if !header.ends_with(";base64") {
         return Err("the data URI is not base64".into());
@@ -354,15 +591,91 @@ fn inline(text: &str, media: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(digits).map_err(|e| format!("the data URI is not valid base64: {e}"))
 }
 
-/// The start of `text`: to the comma of a data URI, else [`SHOWN_CHARS`] characters.
+/// The start of `text`: to the comma of a data URI, else [`SHOWN_CHARS`] characters; of a URL neither user nor query,
+/// which may be secrets.
 fn shorten(text: &str) -> String {
-    let shown = match scheme(text).as_deref() {
-        Some("data") => text.find(',').map_or(text, |comma| &text[..=comma]),
-        _ => text,
+    let (shown, whole) = match scheme(text).as_deref() {
+        Some("data") => match text.find(',') {
+            Some(comma) => (Cow::Borrowed(&text[..=comma]), comma + 1 == text.len()),
+            None => (Cow::Borrowed(text), true),
+        },
+        Some(scheme @ ("http" | "https")) => {
+            let rest = &text[scheme.len() + "://".len()..];
+            let end = rest.find(['?', '#']).unwrap_or(rest.len());
+            let (host, path) = rest[..end].split_at(rest[..end].find('/').unwrap_or(end));
+            let host = host.rsplit('@').next().unwrap_or(host);
+            (Cow::Owned(format!("{scheme}://{host}{path}")), end == rest.len())
+        }
+        _ => (Cow::Borrowed(text), true),
     };
     let mut short: String = shown.chars().take(SHOWN_CHARS).collect();
-    if short.len() < text.len() {
+    if short.len() < shown.len() || !whole {
         short.push_str("...");
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicU16, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn addresses_of_this_machine_and_of_private_networks_are_not_public() {
+        for address in ["8.8.8.8", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8"] {
+            assert!(is_public(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "127.0.0.1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "192.0.0.8",
+            "198.18.0.1",
+            "203.0.113.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "2001:db8::1",
+            "2001::1",
+            "2002:7f00:1::",
+            "64:ff9b::7f00:1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn the_address_of_a_redirect_is_checked_too() {
+        static ALLOWED: AtomicU16 = AtomicU16::new(0);
+        let inner = TcpListener::bind("127.0.0.1:0").unwrap();
+        let outer = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (to, from) = (inner.local_addr().unwrap(), outer.local_addr().unwrap());
+        ALLOWED.store(from.port(), Ordering::Relaxed);
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = outer.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 302 Found\r\nLocation: http://{to}/\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+        });
+        let limits = FetchLimits { timeout: Duration::from_secs(5), ..FetchLimits::default() };
+        let allowed = |address: SocketAddr| address.port() == ALLOWED.load(Ordering::Relaxed);
+        let agent = checked_agent(Media::Image, &limits, allowed);
+        let error = agent.get(format!("http://{from}/")).call().unwrap_err();
+        assert!(matches!(&error, ureq::Error::Other(e) if e.is::<Forbidden>()), "{error}");
+        server.join().unwrap();
+        inner.set_nonblocking(true).unwrap();
+        assert!(inner.accept().is_err(), "nobody has asked there");
+    }
 }

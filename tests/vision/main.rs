@@ -23,8 +23,8 @@ use qwenvl::graph::{Grid, PixelLimits, smart_resize};
 use qwenvl::vision::decode::decode;
 use qwenvl::vision::resize::resize;
 use qwenvl::vision::{
-    FetchLimits, ImageOptions, ImageSource, MAX_PIXELS, Normalize, Processor, Rgb8, Visual, VisualKind,
-    VisualRequest,
+    FetchLimits, FileAccess, ImageOptions, ImageSource, MAX_PIXELS, Normalize, Processor, Rgb8, UrlAccess,
+    Visual, VisualKind, VisualRequest,
 };
 use serde_json::Value;
 

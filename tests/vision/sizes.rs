@@ -79,7 +79,33 @@ fn limits_of_the_item_override_those_of_the_processor_one_by_one() {
     assert_eq!(area(ImageOptions::default()), 448 * 448);
     assert_eq!(area(ImageOptions { max_pixels: Some(313_600), ..Default::default() }), 560 * 560);
     let low = ImageOptions { max_pixels: Some(50_000), ..Default::default() };
-    assert_says(processor.target_size(1000, 1000, &low), &["min_pixels 100352", "max_pixels 50000"]);
+    assert_says(
+        processor.target_size(1000, 1000, &low),
+        &["min_pixels 100352 (the default)", "max_pixels 50000", "give both"],
+    );
+    let high = ImageOptions { min_pixels: Some(300_000), ..Default::default() };
+    assert_says(
+        processor.target_size(1000, 1000, &high),
+        &["300000 above", "max_pixels 200704 (the default)"],
+    );
+}
+
+#[test]
+fn errors_about_a_size_name_the_picture() {
+    let load = |width, options| {
+        let request = VisualRequest {
+            kind: VisualKind::Image,
+            sources: vec![ImageSource::memory("thin.png", png(width, 1))],
+            options,
+            file: None,
+        };
+        processor().load(&[request], &FetchLimits::default(), &|_| Ok(()))
+    };
+    assert_says(load(300, ImageOptions::default()), &["image thin.png: 300x1 pixels: aspect ratio", "crop"]);
+    let low = ImageOptions { max_pixels: Some(1000), ..Default::default() };
+    assert_says(load(30, low), &["min_pixels of thin.png", "3136 (the default)"]);
+    let large = ImageOptions { min_pixels: Some(1 << 40), max_pixels: Some(1 << 41), ..Default::default() };
+    assert_says(load(30, large), &["image thin.png: 30x1", "lower min_pixels"]);
 }
 
 #[test]

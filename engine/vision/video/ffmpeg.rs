@@ -1,9 +1,14 @@
 //! Any other video, through the `ffmpeg` and `ffprobe` programs.
 //!
-//! Frames come through a pipe as PPM pictures, only the sampled ones. The programs may read the one
-//! file and nothing else, and are killed if nothing comes for a while.
+//! Frames come through a pipe as PPM pictures, only the sampled ones. The programs read the one file and nothing
+//! else: formats that name other files, as playlists do, are not read, nor is anything but files. They are killed
+//! if nothing comes for a while.
 
 use std::ffi::OsString;
+#[cfg(unix)]
+use std::fs::File;
+#[cfg(unix)]
+use std::io::Seek;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
@@ -24,6 +29,21 @@ const COMPLAINT_BYTES: usize = 600;
 const MAX_CHOICE_BYTES: usize = 100_000;
 /// Longest line of output that is looked at, in bytes.
 const MAX_LINE_BYTES: u64 = 4096;
+
+/// What the programs may read: containers and raw streams that hold all of a film in themselves. Playlists, manifests,
+/// edit lists and patterns of file names (`hls`, `dash`, `concat`, `imf`, `image2`, `sdp`, ...) name other files.
+const FORMATS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,ivf,gif,apng,h264,hevc,vvc,\
+                       av1,obu,m4v,h261,h263,vc1,mjpeg,dv,yuv4mpegpipe";
+
+/// What a program reads.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// A file by its name.
+    Path(&'a Path),
+    /// One that may have no name: the program gets it as its standard input.
+    #[cfg(unix)]
+    Open(&'a File),
+}
 
 /// The two programs.
 pub struct Tools {
@@ -55,11 +75,13 @@ impl Tools {
     ///
     /// # Errors
     /// [`Error::Video`] if there is no video in it, or the program fails.
-    pub fn probe(&self, path: &Path, name: &str) -> Result<Probe> {
+    pub fn probe(&self, file: Input, name: &str) -> Result<Probe> {
         let mut command = Command::new(&self.ffprobe);
-        command.args(["-v", "error", "-protocol_whitelist", "file,crypto,data", "-select_streams", "V:0"]);
+        command.args(["-v", "error", "-protocol_whitelist", "file", "-format_whitelist", FORMATS]);
+        command.args(["-select_streams", "V:0"]);
         command.args(["-show_entries", "stream=avg_frame_rate,r_frame_rate:packet=pts_time,dts_time,flags"]);
-        command.args(["-of", "compact=p=1:nk=0"]).arg(input(path)?);
+        command.args(["-of", "compact=p=1:nk=0"]);
+        file.give(&mut command)?;
         let running = Running::start(command, &self.ffprobe, name, |out, sender| {
             let mut out = BufReader::new(out);
             loop {
@@ -108,15 +130,15 @@ impl Tools {
     /// [`Error::Video`] if the program fails, that of `keep` otherwise.
     pub fn decode(
         &self,
-        path: &Path,
+        file: Input,
         name: &str,
         wanted: &[u64],
         keep: &mut dyn FnMut(u64, Rgb8) -> Result<()>,
     ) -> Result<()> {
         // The spelling of the option that stops ffmpeg from repeating frames changed in 5.1.
-        match self.decode_with("-fps_mode", path, name, wanted, keep) {
+        match self.decode_with("-fps_mode", file, name, wanted, keep) {
             Err(Error::Video { problem, .. }) if problem.contains("fps_mode") => {
-                self.decode_with("-vsync", path, name, wanted, keep)
+                self.decode_with("-vsync", file, name, wanted, keep)
             }
             result => result,
         }
@@ -125,7 +147,7 @@ impl Tools {
     fn decode_with(
         &self,
         passthrough: &str,
-        path: &Path,
+        file: Input,
         name: &str,
         wanted: &[u64],
         keep: &mut dyn FnMut(u64, Rgb8) -> Result<()>,
@@ -137,8 +159,10 @@ impl Tools {
             (choice, chosen) = (self::choice(&[(first, last)]), (first..=last).collect());
         }
         let mut command = Command::new(&self.ffmpeg);
-        command.args(["-nostdin", "-hide_banner", "-v", "error", "-protocol_whitelist", "file,crypto,data"]);
-        command.arg("-i").arg(input(path)?).args(["-map", "0:V:0", "-vf"]);
+        command.args(["-nostdin", "-hide_banner", "-v", "error", "-protocol_whitelist", "file"]);
+        command.args(["-format_whitelist", FORMATS, "-i"]);
+        file.give(&mut command)?;
+        command.args(["-map", "0:V:0", "-vf"]);
         command.arg(format!("select='{choice}'")).args([passthrough, "passthrough"]);
         command.args(["-frames:v", &chosen.len().to_string()]);
         command.args(["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "pipe:1"]);
@@ -183,13 +207,29 @@ fn choice(runs: &[(u64, u64)]) -> String {
     }
 }
 
-/// The file as an argument that can be neither an option nor a URL.
-fn input(path: &Path) -> Result<OsString> {
-    let absolute = std::path::absolute(path);
-    let path = absolute.map_err(|source| Error::Io { action: "find", path: path.to_path_buf(), source })?;
-    let mut argument = OsString::from("file:");
-    argument.push(path);
-    Ok(argument)
+impl Input<'_> {
+    /// The file as an argument that can be neither an option nor a URL, and as standard input if it is that.
+    fn give(self, command: &mut Command) -> Result<()> {
+        let mut argument = OsString::from("file:");
+        match self {
+            Input::Path(path) => {
+                let fail = |source| Error::Io { action: "find", path: path.to_path_buf(), source };
+                argument.push(std::path::absolute(path).map_err(fail)?);
+                command.stdin(Stdio::null());
+            }
+            #[cfg(unix)]
+            Input::Open(file) => {
+                let fail = |source| Error::Io { action: "read", path: std::env::temp_dir(), source };
+                let mut file = file.try_clone().map_err(fail)?;
+                // Where the program shares the place in the file, it begins at the start.
+                file.rewind().map_err(fail)?;
+                argument.push("/dev/fd/0");
+                command.stdin(file);
+            }
+        }
+        command.arg(argument);
+        Ok(())
+    }
 }
 
 /// `30000/1001`; `None` for `0/0`.
@@ -238,14 +278,15 @@ struct Running<T> {
 }
 
 impl<T: Send + 'static> Running<T> {
-    /// Starts a program; `read` sends what it makes of the output, and is stopped if nobody takes it.
+    /// Starts a program whose standard input is set; `read` sends what it makes of the output, and is stopped if nobody
+    /// takes it.
     fn start(
         mut command: Command,
         program: &Path,
         name: &str,
         read: impl FnOnce(ChildStdout, SyncSender<T>) + Send + 'static,
     ) -> Result<Running<T>> {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let fail = |source| Error::Io { action: "start", path: program.to_path_buf(), source };
         let mut child = command.spawn().map_err(fail)?;
         let (sender, output) = sync_channel(1);

@@ -21,6 +21,21 @@ use super::{MAX_FRAME_AREA, Rgb8};
 /// Longest frame that is read, in bytes.
 const MAX_SAMPLE_BYTES: u32 = 64 << 20;
 
+/// What decoders of one film may hold together, unless a single one takes more.
+const FILM_BYTES: u64 = 160 << 20;
+
+/// What decoding a film of this size takes, in bytes, about.
+pub fn decoding_bytes(size: (u32, u32)) -> u64 {
+    decoder_bytes(size).max(FILM_BYTES)
+}
+
+/// What one decoder takes: reference frames, those that wait for their turn, and the one that is kept, with 12 bits a
+/// pixel.
+fn decoder_bytes((width, height): (u32, u32)) -> u64 {
+    const FRAMES: u64 = 20;
+    FRAMES * u64::from(width) * u64::from(height) * 3 / 2
+}
+
 /// A track that can be decoded here.
 pub struct Video {
     file: Mutex<File>,
@@ -113,13 +128,9 @@ impl Video {
         })
     }
 
-    /// What decoders of one film may hold together.
+    /// How many decoders one film may have at once.
     fn decoders_in_memory(&self) -> usize {
-        const BYTES: u64 = 160 << 20;
-        // Reference frames, those that wait for their turn, and the one that is kept: with 12 bits a pixel.
-        const FRAMES: u64 = 20;
-        let frame = u64::from(self.size.0) * u64::from(self.size.1) * 3 / 2;
-        (BYTES / (FRAMES * frame).max(1)).max(1) as usize
+        (FILM_BYTES / decoder_bytes(self.size).max(1)).max(1) as usize
     }
 
     /// Samples that are decoded together, from one where decoding can start.

@@ -15,14 +15,16 @@ mod sample;
 mod yuv;
 
 use std::fs::File;
-use std::path::Path;
+use std::io::{Read, Seek};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::decode::Rgb8;
+use super::decode::{Rgb8, still_picture};
 use super::resize::resize;
+use super::source::Local;
 use crate::error::{Error, Result};
+pub(super) use h264::decoding_bytes;
 use mp4::Problem;
 pub use sample::{MAX_FRAME_PIXELS, MIN_FRAME_PIXELS, VideoOptions, frame_limits, sample};
 
@@ -105,19 +107,12 @@ impl Rotation {
 }
 
 /// Loads the sampled frames of a video file. `name` is for messages.
-pub(super) fn load(path: &Path, name: &str, options: &VideoOptions, size_of: SizeOf) -> Result<Loaded> {
-    let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
-    // Asked before opening: opening a pipe waits for a writer.
-    let metadata = path.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(error(name, "it is not a regular file", "give the path of a video file"));
-    }
-    if metadata.len() == 0 {
+pub(super) fn load(local: &Local, name: &str, options: &VideoOptions, size_of: SizeOf) -> Result<Loaded> {
+    let (mut file, input, length) = open(local, name)?;
+    if length == 0 {
         return Err(error(name, "it has no bytes", "check where it comes from"));
     }
-    let mut file = File::open(path).map_err(io)?;
-    let track = mp4::read(&mut file, metadata.len());
-    let found = match track {
+    let found = match mp4::read(&mut file, length) {
         Ok(track) if matches!(&track.codec, b"avc1" | b"avc3") => match h264::Video::open(file, track) {
             Ok(video) => match built_in(video, name, options, size_of) {
                 Ok(result) => return result,
@@ -126,6 +121,13 @@ pub(super) fn load(path: &Path, name: &str, options: &VideoOptions, size_of: Siz
             Err(problem) => problem,
         },
         Ok(track) => Problem::Unsupported(format!("a video in {}", codec_name(&track.codec))),
+        Err(Problem::Foreign) => match start(&mut file).as_deref().and_then(still_picture) {
+            Some(format) => {
+                let problem = format!("it is a picture ({format})");
+                return Err(error(name, problem, "give it as an image, in a part of type image"));
+            }
+            None => Problem::Foreign,
+        },
         Err(problem) => problem,
     };
     let what = match found {
@@ -136,13 +138,43 @@ pub(super) fn load(path: &Path, name: &str, options: &VideoOptions, size_of: Siz
         Problem::Foreign => "no MP4".into(),
     };
     match ffmpeg::Tools::find() {
-        Some(tools) => by_ffmpeg(&tools, path, name, options, size_of),
+        Some(tools) => by_ffmpeg(&tools, input, name, options, size_of),
         None => Err(error(
             name,
             format!("it is {what}, which takes the programs ffmpeg and ffprobe, and they are not in PATH"),
             "install ffmpeg, or convert the file to H.264 in MP4",
         )),
     }
+}
+
+/// The file, as another program can have it, and its length.
+fn open<'a>(local: &'a Local, name: &str) -> Result<(File, ffmpeg::Input<'a>, u64)> {
+    let path = match local {
+        Local::File(path) => path.as_path(),
+        #[cfg(unix)]
+        Local::Temporary(file) => {
+            let io = |source| Error::Io { action: "read", path: std::env::temp_dir(), source };
+            let length = file.metadata().map_err(io)?.len();
+            return Ok((file.try_clone().map_err(io)?, ffmpeg::Input::Open(file), length));
+        }
+        #[cfg(not(unix))]
+        Local::Temporary(file) => file.path(),
+    };
+    let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
+    // Asked before opening: opening a pipe waits for a writer.
+    let metadata = path.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(error(name, "it is not a regular file", "give the path of a video file"));
+    }
+    Ok((File::open(path).map_err(io)?, ffmpeg::Input::Path(path), metadata.len()))
+}
+
+/// The first bytes of a file.
+fn start(file: &mut File) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind().ok()?;
+    file.take(64).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 pub(super) fn error(name: &str, problem: impl Into<String>, help: impl Into<String>) -> Error {
@@ -232,20 +264,20 @@ fn built_in(
 
 fn by_ffmpeg(
     tools: &ffmpeg::Tools,
-    path: &Path,
+    file: ffmpeg::Input,
     name: &str,
     options: &VideoOptions,
     size_of: SizeOf,
 ) -> Result<Loaded> {
     let start = Instant::now();
-    let probe = tools.probe(path, name)?;
+    let probe = tools.probe(file, name)?;
     let total = probe.times.len() as u64;
     let numbers = sample(total, probe.fps, options).map_err(|e| named(name, e))?;
     let mut unique = numbers.clone();
     unique.dedup();
     let mut kept: Option<Kept> = None;
     let mut original = (0, 0);
-    tools.decode(path, name, &unique, &mut |number, rgb| {
+    tools.decode(file, name, &unique, &mut |number, rgb| {
         let kept = match &mut kept {
             Some(kept) => kept,
             None => {

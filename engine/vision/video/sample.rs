@@ -44,14 +44,25 @@ pub struct VideoOptions {
 /// The frames to look at in a video of `total` frames at `video_fps`, by their number in display order.
 ///
 /// # Errors
-/// [`Error::Request`] if `fps` and `nframes` are both given, the range is empty, or the number of
-/// frames that follows is below 2 or above those in the range.
+/// [`Error::Request`] if `fps` and `nframes` are both given, a number of the options is none that can be, the range is
+/// empty, or the number of frames that follows is below 2 or above those in the range.
 pub fn sample(total: u64, video_fps: f64, options: &VideoOptions) -> Result<Vec<u64>> {
     let fail = |field: &str, found: String, expected: String| {
         Err(Error::Request { field: field.into(), found, expected })
     };
     if total == 0 || !(video_fps > 0.0 && video_fps.is_finite()) {
         return fail("video", format!("{total} frames at {video_fps} fps"), "frames and their rate".into());
+    }
+    if let Some(fps) = options.fps.filter(|fps| !(*fps > 0.0 && fps.is_finite())) {
+        return fail("fps", fps.to_string(), "a finite number above zero".into());
+    }
+    for (field, seconds) in [("video_start", options.video_start), ("video_end", options.video_end)] {
+        if let Some(seconds) = seconds.filter(|s| !(*s >= 0.0 && s.is_finite())) {
+            return fail(field, seconds.to_string(), "a finite number of seconds, zero or above".into());
+        }
+    }
+    if total == 1 {
+        return fail("video", "a film of one frame".into(), "two or more: give it as an image".into());
     }
     let (start, end) = range(total, video_fps, options)?;
     let total = end - start + 1;
