@@ -1,5 +1,6 @@
 //! From a request to tokens and pictures: everything before the executor.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use qwenvl_graph::{Grid, ModelConfig, rope_index};
@@ -94,22 +95,37 @@ impl Frontend {
     /// Reads tokenizer, chat template, preprocessing and generation defaults of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`], [`Error::Tokenizer`] or [`Error::Template`] naming the file.
+    /// [`Error::Checkpoint`] naming the file.
     pub fn new(checkpoint: &Checkpoint) -> Result<Frontend> {
         let config = checkpoint.config.clone();
         let file = |name: &str| checkpoint.text_file(name);
+        let of = |name: &str| {
+            let path = checkpoint.path().join(name);
+            move |error| of_file(path, error)
+        };
         let template = find_template(
             file("chat_template.jinja")?.as_deref(),
             file("chat_template.json")?.as_deref(),
             file("tokenizer_config.json")?.as_deref(),
-        )?;
-        let processor = Processor::from_json(file("preprocessor_config.json")?.as_deref(), &config.vision)?;
-        let generation = GenerationConfig::from_json(file("generation_config.json")?.as_deref())?;
-        let eos_token_ids = match generation.eos_token_ids.as_slice() {
-            [] => eos_of_config(file("config.json")?.as_deref()),
-            ids => ids.to_vec(),
+        )
+        .map_err(of(""))?;
+        let processor = Processor::from_json(file("preprocessor_config.json")?.as_deref(), &config.vision)
+            .map_err(of("preprocessor_config.json"))?;
+        let generation = GenerationConfig::from_json(file("generation_config.json")?.as_deref())
+            .map_err(of("generation_config.json"))?;
+        let (eos_file, eos_token_ids) = match generation.eos_token_ids.as_slice() {
+            [] => ("config.json", eos_of_config(file("config.json")?.as_deref())),
+            ids => ("generation_config.json", ids.to_vec()),
         };
-        let tokenizer = Tokenizer::from_bytes(&checkpoint.tokenizer_bytes()?)?;
+        if let Some(id) = eos_token_ids.iter().find(|id| **id as usize >= config.text.vocab_size) {
+            return Err(Error::Checkpoint {
+                path: checkpoint.path().join(eos_file),
+                problem: format!("found eos_token_id {id}, expected ids below {}", config.text.vocab_size),
+                help: "take the file from the checkpoint that config.json comes from".into(),
+            });
+        }
+        let tokenizer =
+            Tokenizer::from_bytes(&checkpoint.tokenizer_bytes()?).map_err(of("tokenizer.json"))?;
         Ok(Frontend {
             config,
             tokenizer,
@@ -391,6 +407,17 @@ fn only_for_files(video: &VideoPart) -> Result<()> {
 }
 
 /// `eos_token_id` of `config.json`, a number or an array, for checkpoints without generation config.
+/// An error that reading a file of a checkpoint gave, with where the file is.
+fn of_file(path: PathBuf, error: Error) -> Error {
+    let problem = match error {
+        Error::Checkpoint { problem, help, .. } => return Error::Checkpoint { path, problem, help },
+        Error::Tokenizer { problem } => problem,
+        Error::Template { problem } => format!("chat template: {problem}"),
+        other => return other,
+    };
+    Error::Checkpoint { path, problem, help: "download the file again".into() }
+}
+
 fn eos_of_config(text: Option<&str>) -> Vec<u32> {
     let value = text.and_then(|t| serde_json::from_str::<serde_json::Value>(t).ok());
     let eos = value

@@ -467,3 +467,29 @@ fn a_prompt_beyond_the_positions_of_the_model_is_told() {
     let [notice] = &notices(&checkpoint)[..] else { panic!("one notice") };
     assert!(notice.contains("beyond the 16"), "{notice}");
 }
+
+#[test]
+fn a_file_of_a_checkpoint_that_cannot_be_used_is_named_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(path("tests/data/tiny-bf16")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    for (name, text, expected) in [
+        ("tokenizer.json", "", "download the file again"),
+        ("preprocessor_config.json", "{", "take the file from the checkpoint"),
+        ("generation_config.json", "[", "JSON"),
+        ("generation_config.json", "{\"eos_token_id\": [99999999]}", "expected ids below"),
+    ] {
+        let file = dir.path().join(name);
+        let before = std::fs::read(&file).ok();
+        std::fs::write(&file, text).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let error = Frontend::new(&checkpoint).err().expect("an unusable file").to_string();
+        assert!(error.starts_with(&file.display().to_string()) && error.contains(expected), "{error}");
+        match before {
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+    }
+}
