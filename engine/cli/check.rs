@@ -51,7 +51,9 @@ fn cuda(report: &mut Value, out: Option<&mut impl Write>) -> std::io::Result<boo
 #[cfg(feature = "cuda")]
 fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result<bool> {
     use qwenvl::exec::cuda as exec;
-    use qwenvl::kernels::cuda::{ARCHS, DRIVER_FLOOR, DRIVER_FLOOR_PTX, NVCC, linux_driver, machine_code};
+    use qwenvl::kernels::cuda::{
+        ARCHS, DRIVER_FLOOR, DRIVER_FLOOR_PTX, NVCC, PTXAS, linux_driver, machine_code,
+    };
 
     macro_rules! say {
         ($($arg:tt)*) => {
@@ -65,6 +67,7 @@ fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result
     let archs: Vec<String> = ARCHS.iter().map(|a| format!("sm_{a}")).collect();
     report["cuda"] = json!({
         "nvcc": version(NVCC),
+        "ptxas": version(PTXAS),
         "architectures": archs,
         "ptx": "compute_80",
         "driver_floor": version(DRIVER_FLOOR),

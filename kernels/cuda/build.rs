@@ -2,6 +2,8 @@
 //
 // A fatbin holds a cubin for each of QWENVL_CUDA_ARCHS (80,86,89,90 unless set) and PTX, compressed, with line numbers:
 // for compute_80, and with 86, 89, 120 or 121 also for compute_86, whose kernels keep within 99 KiB of shared memory.
+// nvcc makes PTX, which is written down as the oldest version that has its instructions; an assembler that may be older
+// than nvcc (PTXAS) makes machine code of it, and of the assembler's version is the oldest driver.
 // Images are kept in `cuda-kernels` of the target folder under a hash of what they are made from, so that only what
 // changed is compiled, whatever the profile. Files are compiled side by side. A kernel that spills on one of those four,
 // or keeps an array in local memory, fails the build. Beside each image lies the PTX for compute_80 as text, which tests
@@ -9,7 +11,6 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
-use std::ffi::OsString;
 use std::fmt::Write;
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -27,11 +28,14 @@ const SMALL_ARCHS: [&str; 4] = ["86", "89", "120", "121"];
 
 /// No product is joined with a sum but where the source says so: which are would else be up to the compiler, from kernel
 /// to kernel, where several promise the same bits.
-const NVCC_FLAGS: [&str; 8] =
-    ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-Xptxas", "-v", "--fatbin", "--keep"];
+const NVCC_FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-ptx"];
+const PTXAS_FLAGS: [&str; 4] = ["-m64", "-O3", "-v", "--generate-line-info"];
+/// What PTX is written down as: all that the kernels use is in that of CUDA 12.0. Architectures from 100 on are not.
+const PTX_VERSION: &str = "8.0";
+const PTX_VERSION_100: &str = "8.8";
 
 pub fn build() {
-    for name in ["QWENVL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "PATH", "LIBCLANG_PATH"] {
+    for name in ["QWENVL_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "PTXAS", "PATH", "LIBCLANG_PATH"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     println!("cargo:rerun-if-changed={FOLDER}");
@@ -40,12 +44,12 @@ pub fn build() {
     let kept = out.ancestors().nth(4).expect("cargo's layout").join("cuda-kernels");
     fs::create_dir_all(&kept).unwrap_or_else(|e| fail(&format!("{}: {e}", kept.display())));
     let archs = archs();
-    let nvcc = find_nvcc();
-    let version = nvcc_version(&nvcc);
+    let tools = Tools::find();
 
     let mut sources = Vec::new();
     let mut shared = DefaultHasher::new();
-    (&archs, version, NVCC_FLAGS).hash(&mut shared);
+    (&archs, tools.nvcc_version, tools.ptxas_version).hash(&mut shared);
+    (NVCC_FLAGS, PTXAS_FLAGS, PTX_VERSION, PTX_VERSION_100).hash(&mut shared);
     let mut files: Vec<PathBuf> = fs::read_dir(FOLDER)
         .unwrap_or_else(|e| fail(&format!("{FOLDER}: {e}")))
         .map(|entry| entry.expect("a folder's entry").path())
@@ -65,12 +69,12 @@ pub fn build() {
         for _ in 0..jobs.min(sources.len()) {
             scope.spawn(|| {
                 while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    compile(&nvcc, source, &out, &kept, &archs, shared);
+                    compile(&tools, source, &out, &kept, &archs, shared);
                 }
             });
         }
     });
-    fs::write(out.join("images.rs"), images(&sources, &out, &archs, version)).expect("writing images.rs");
+    fs::write(out.join("images.rs"), images(&sources, &out, &archs, &tools)).expect("writing images.rs");
     bind_abi(&out);
 }
 
@@ -91,19 +95,44 @@ fn archs() -> Vec<String> {
     archs
 }
 
-/// CUDA_HOME and CUDA_PATH, then PATH, then where tools/cuda-toolchain puts it.
-fn find_nvcc() -> PathBuf {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
-    let mut places: Vec<PathBuf> = homes.map(|home| Path::new(&home).join("bin")).collect();
-    places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    places.push(toolchain().join("nvidia/cu13/bin"));
-    match places.iter().map(|place| place.join("nvcc")).find(|nvcc| nvcc.is_file()) {
-        Some(nvcc) => nvcc,
-        None => fail(
-            "The feature `cuda` needs nvcc, found neither by CUDA_HOME nor on PATH nor under target/cuda.\n\
-             Install a CUDA toolkit (12.0 or newer), or run tools/cuda-toolchain: it brings nvcc from PyPI.\n\
-             Without the feature nothing of CUDA is needed.",
-        ),
+/// The programs of a CUDA toolkit, and the versions of two of them.
+struct Tools {
+    nvcc: PathBuf,
+    nvcc_version: (u32, u32),
+    ptxas: PathBuf,
+    ptxas_version: (u32, u32),
+    fatbinary: PathBuf,
+}
+
+impl Tools {
+    /// nvcc by CUDA_HOME and CUDA_PATH, then on PATH, then where tools/cuda-toolchain puts it; the assembler by PTXAS, else
+    /// beside it.
+    fn find() -> Tools {
+        let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
+        let mut places: Vec<PathBuf> = homes.map(|home| Path::new(&home).join("bin")).collect();
+        places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+        let own = toolchain().join("nvidia/cu13/bin");
+        places.push(own.clone());
+        let Some(bin) = places.into_iter().find(|place| place.join("nvcc").is_file()) else {
+            fail(
+                "The feature `cuda` needs nvcc, found neither by CUDA_HOME nor on PATH nor under target/cuda.\n\
+                 Install a CUDA toolkit (12.0 or newer), or run tools/cuda-toolchain: it brings nvcc from PyPI.\n\
+                 Without the feature nothing of CUDA is needed.",
+            )
+        };
+        let ptxas = match env::var_os("PTXAS") {
+            Some(ptxas) => ptxas.into(),
+            None if bin == own => toolchain().join("nvidia/cuda_nvcc/bin/ptxas"),
+            None => bin.join("ptxas"),
+        };
+        let nvcc = bin.join("nvcc");
+        Tools {
+            nvcc_version: release(&nvcc),
+            ptxas_version: release(&ptxas),
+            fatbinary: bin.join("fatbinary"),
+            nvcc,
+            ptxas,
+        }
     }
 }
 
@@ -112,21 +141,36 @@ fn toolchain() -> PathBuf {
 }
 
 /// (13, 0) from "... release 13.0, V13.0.88".
-fn nvcc_version(nvcc: &Path) -> (u32, u32) {
-    let output = Command::new(nvcc).arg("--version").output();
-    let text = match output {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
-        Err(e) => fail(&format!("{}: {e}", nvcc.display())),
-    };
+fn release(program: &Path) -> (u32, u32) {
+    let text = run(Command::new(program).arg("--version"));
     let release = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
     let numbers = release.and_then(|r| r.split_once('.'));
     match numbers.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?))) {
         Some(version) => version,
-        None => fail(&format!("{} --version says nothing of a release:\n{text}", nvcc.display())),
+        None => fail(&format!("{} --version says nothing of a release:\n{text}", program.display())),
     }
 }
 
-fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String], shared: u64) {
+/// What a program says on both of its outputs.
+fn run(command: &mut Command) -> String {
+    let program = Path::new(command.get_program()).display().to_string();
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(e) => fail(&format!("{program}: {e}")),
+    };
+    let text =
+        [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned()).concat();
+    if !output.status.success() {
+        let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
+        fail(&format!("{program} {}:\n{text}", args.join(" ")));
+    }
+    for line in text.lines().filter(|line| line.contains("warning")) {
+        println!("cargo:warning={line}");
+    }
+    text
+}
+
+fn compile(tools: &Tools, source: &Path, out: &Path, kept: &Path, archs: &[String], shared: u64) {
     let name = stem(source);
     let mut hasher = DefaultHasher::new();
     (shared, fs::read(source).expect("a source")).hash(&mut hasher);
@@ -136,11 +180,8 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
     if !(image.is_file() && ptx.is_file() && log.is_file()) {
         let between = kept.join(format!("{key}.{}", std::process::id()));
         fs::create_dir_all(&between).unwrap_or_else(|e| fail(&format!("{}: {e}", between.display())));
-        let text = run_nvcc(nvcc, source, &image, &between, archs);
-        // As nvcc names it when there are several architectures, or one.
-        let names = [format!("{name}.compute_{PTX_ARCH}.ptx"), format!("{name}.ptx")];
-        let made = names.iter().map(|name| between.join(name)).find(|path| path.is_file());
-        let made = made.unwrap_or_else(|| fail(&format!("nvcc left no PTX in {}", between.display())));
+        let text = make_image(tools, source, &image, &between, archs);
+        let made = between.join(format!("{PTX_ARCH}.ptx"));
         fs::copy(made, &ptx).unwrap_or_else(|e| fail(&format!("{}: {e}", ptx.display())));
         let _ = fs::remove_dir_all(&between);
         for r in resources(&text).filter(|r| r.spilled_bytes + r.stack_bytes > 0) {
@@ -167,28 +208,49 @@ fn compile(nvcc: &Path, source: &Path, out: &Path, kept: &Path, archs: &[String]
 }
 
 /// Makes the image, with what lies between in the folder `between`. What ptxas says.
-fn run_nvcc(nvcc: &Path, source: &Path, image: &Path, between: &Path, archs: &[String]) -> String {
-    let mut args: Vec<OsString> = NVCC_FLAGS.map(OsString::from).to_vec();
-    args.extend(["--keep-dir".into(), between.into(), "-o".into(), image.into(), source.into()]);
-    for arch in archs {
-        args.extend(["-gencode".into(), format!("arch=compute_{arch},code=sm_{arch}").into()]);
-    }
+fn make_image(tools: &Tools, source: &Path, image: &Path, between: &Path, archs: &[String]) -> String {
     let small = archs.iter().any(|arch| SMALL_ARCHS.contains(&arch.as_str()));
-    for arch in [Some(PTX_ARCH), small.then_some(SMALL_PTX_ARCH)].into_iter().flatten() {
-        args.extend(["-gencode".into(), format!("arch=compute_{arch},code=compute_{arch}").into()]);
+    let in_ptx = [Some(PTX_ARCH), small.then_some(SMALL_PTX_ARCH)];
+    let in_ptx: Vec<&str> = in_ptx.into_iter().flatten().collect();
+    let mut all: Vec<&str> = archs.iter().map(String::as_str).chain(in_ptx.iter().copied()).collect();
+    all.sort_unstable();
+    all.dedup();
+    let (mut said, mut parts) = (String::new(), Vec::new());
+    for arch in all {
+        let file = |suffix: &str| between.join(format!("{arch}.{suffix}"));
+        let (ptx, cubin) = (file("ptx"), file("cubin"));
+        let mut nvcc = Command::new(&tools.nvcc);
+        run(nvcc.args(NVCC_FLAGS).arg(format!("-arch=compute_{arch}")).arg("-o").arg(&ptx).arg(source));
+        write_down(&ptx, arch);
+        if in_ptx.contains(&arch) {
+            parts.push(format!("--image3=kind=ptx,sm={arch},file={}", ptx.display()));
+        }
+        if archs.iter().any(|own| own == arch) {
+            let mut ptxas = Command::new(&tools.ptxas);
+            ptxas.args(PTXAS_FLAGS).arg(format!("-arch=sm_{arch}")).arg("-o").arg(&cubin).arg(&ptx);
+            said.push_str(&run(&mut ptxas));
+            parts.push(format!("--image3=kind=elf,sm={arch},file={}", cubin.display()));
+        }
     }
-    let output = match Command::new(nvcc).args(&args).output() {
-        Ok(output) => output,
-        Err(e) => fail(&format!("{}: {e}", nvcc.display())),
-    };
-    let text = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() {
-        fail(&format!("nvcc {}:\n{text}", source.display()));
+    let mut fatbinary = Command::new(&tools.fatbinary);
+    fatbinary.arg(format!("--create={}", image.display())).args(["-64", "--compress-all"]);
+    if tools.nvcc_version.0 >= 13 {
+        fatbinary.arg("--compress-mode=speed"); // the one that older drivers know
     }
-    for line in text.lines().filter(|line| line.contains("warning")) {
-        println!("cargo:warning={line}");
-    }
-    text.into_owned()
+    run(fatbinary.args(parts));
+    said
+}
+
+/// Writes PTX down as an older version: no instruction of it is new, nor anything else but a remark on unused bytes.
+fn write_down(ptx: &Path, arch: &str) {
+    let text = fs::read_to_string(ptx).unwrap_or_else(|e| fail(&format!("{}: {e}", ptx.display())));
+    let version = if arch.len() > 2 { PTX_VERSION_100 } else { PTX_VERSION };
+    let older = text.lines().filter(|line| !line.contains(".pragma \"used_bytes_mask")).map(|line| {
+        let is_version = line.starts_with(".version ");
+        if is_version { format!(".version {version}\n") } else { format!("{line}\n") }
+    });
+    let older: String = older.collect();
+    fs::write(ptx, older).unwrap_or_else(|e| fail(&format!("{}: {e}", ptx.display())));
 }
 
 /// What ptxas says of a kernel on an architecture.
@@ -234,9 +296,11 @@ fn stem(path: &Path) -> String {
 }
 
 /// The images, and what ptxas says of each kernel on each architecture.
-fn images(sources: &[PathBuf], out: &Path, archs: &[String], version: (u32, u32)) -> String {
+fn images(sources: &[PathBuf], out: &Path, archs: &[String], tools: &Tools) -> String {
+    let Tools { nvcc_version, ptxas_version, .. } = tools;
     let mut text = format!(
-        "/// Version of the compiler.\npub const NVCC: (u32, u32) = {version:?};\n\
+        "/// Version of the compiler.\npub const NVCC: (u32, u32) = {nvcc_version:?};\n\
+         /// Version of the assembler.\npub const PTXAS: (u32, u32) = {ptxas_version:?};\n\
          /// Architectures with machine code.\npub const ARCHS: &[u32] = &[{}];\n\
          /// One for each file of kernels.\npub static IMAGES: &[Image] = &[\n",
         archs.join(", ")

@@ -183,9 +183,9 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 /// The lowest driver, as the CUDA version it reports, for cubins: minor versions of one major are compatible.
-pub const DRIVER_FLOOR: (u32, u32) = (NVCC.0, 0);
-/// The lowest for architectures without a cubin: the PTX is as new as the compiler.
-pub const DRIVER_FLOOR_PTX: (u32, u32) = NVCC;
+pub const DRIVER_FLOOR: (u32, u32) = (PTXAS.0, 0);
+/// The lowest for architectures without a cubin: that of the PTX, 8.0.
+pub const DRIVER_FLOOR_PTX: (u32, u32) = (12, 0);
 
 impl Kernels {
     /// Loads every image.
@@ -401,12 +401,10 @@ pub fn supports(arch: u32) -> Result<()> {
         return Err(Error::Unsupported {
             what: format!("a driver for CUDA {}.{}", version.0, version.1),
             help: format!(
-                "this build's kernels for sm_{arch} need CUDA {}.{} (driver {}): update the driver, or build \
-                 with nvcc {}",
+                "this build's kernels for sm_{arch} need CUDA {}.{} (driver {}): update the driver",
                 floor.0,
                 floor.1,
-                linux_driver(floor),
-                version.0
+                linux_driver(floor)
             ),
         });
     }

@@ -74,9 +74,10 @@ fn zeroed(bytes: usize) -> Address {
 /// Room for sums of linear layers: the same for all of them, as in an engine.
 fn partials(sm_count: usize) -> Address {
     static AT: OnceLock<Address> = OnceLock::new();
-    // SAFETY: never freed.
     *AT.get_or_init(|| {
-        unsafe { result::malloc_sync(linear::workspace_bytes(sm_count)) }.expect("device memory")
+        let bytes = linear::workspace_bytes(sm_count);
+        // SAFETY: never freed.
+        unsafe { result::malloc_sync(bytes) }.expect("device memory")
     })
 }
 
