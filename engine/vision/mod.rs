@@ -4,6 +4,7 @@
 //! [`mod@resize`] resizes, [`patchify`] normalises and reorders. A picture is resized once, to the
 //! size that qwen-vl-utils would give it. [`video`] does the same for the sampled frames of a file.
 
+mod access;
 pub mod decode;
 pub mod patchify;
 pub mod resize;
@@ -21,9 +22,10 @@ use qwenvl_graph::config::VisionConfig;
 use qwenvl_graph::{Grid, PixelLimits, smart_resize};
 use serde::Deserialize;
 
+pub use access::{FetchLimits, FileAccess, UrlAccess};
 pub use decode::{MAX_PIXELS, Rgb8};
 pub use patchify::Normalize;
-pub use source::{FetchLimits, FileAccess, ImageSource, UrlAccess};
+pub use source::ImageSource;
 pub use video::{Sampling, VideoOptions};
 
 use crate::error::{Error, Result};

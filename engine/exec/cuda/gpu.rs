@@ -217,6 +217,13 @@ impl Gpu {
 
     /// What the driver says, and of which steps where kernels that ran behind the calls may have failed.
     fn problem(&self, error: DriverError) -> String {
+        if error.0 == CUDA_ERROR_OUT_OF_MEMORY {
+            let free = self.context.mem_get_info().map_or(0, |(free, _)| free);
+            return format!(
+                "{error}, {free} bytes are free: the plan did fit when it was made, so other programs or engines have \
+                 taken memory since; end them, or load with a smaller context"
+            );
+        }
         if !is_of_kernel(error) {
             return error.to_string();
         }
