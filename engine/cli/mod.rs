@@ -1,5 +1,8 @@
 //! One file per command.
 
+// They panic where nobody reads: `output::stdout` and `output::note` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr, clippy::dbg_macro)]
+
 mod batch;
 mod bench;
 mod boxes;

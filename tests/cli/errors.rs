@@ -289,18 +289,6 @@ fn output_that_cannot_be_written_is_an_error() {
     }
 }
 
-/// They panic where nobody reads: `output::stdout` and `output::note` do not.
-#[test]
-fn no_command_prints_by_a_macro() {
-    for entry in std::fs::read_dir(path("engine/cli")).unwrap() {
-        let file = entry.unwrap().path();
-        let source = std::fs::read_to_string(&file).unwrap();
-        for part in ["print!(", "println!(", "dbg!("] {
-            assert!(!source.contains(part), "{} has {part}", file.display());
-        }
-    }
-}
-
 #[cfg(unix)]
 #[test]
 fn messages_without_an_end_are_an_error() {
