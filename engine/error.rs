@@ -145,6 +145,31 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the request is at fault, not the checkpoint, the machine or the device: what a service answers with a
+    /// status from 400 to 499. Of errors that preparing, submitting and answering give, not of those of loading.
+    pub fn is_of_request(&self) -> bool {
+        match self {
+            Error::Request { .. }
+            | Error::Image { .. }
+            | Error::Video { .. }
+            | Error::Template { .. }
+            | Error::Tokenizer { .. }
+            | Error::Context { .. }
+            | Error::Graph(qwenvl_graph::Error::ImageSize { .. }) => true,
+            // Files are read that requests name, and temporary ones written.
+            Error::Io { action, .. } => *action == "read",
+            Error::Graph(_)
+            | Error::Checkpoint { .. }
+            | Error::Tensor { .. }
+            | Error::Unsupported { .. }
+            | Error::Logits { .. }
+            | Error::Cuda { .. }
+            | Error::Memory { .. } => false,
+        }
+    }
+}
+
 /// `Result` with the engine's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -493,3 +493,17 @@ fn a_file_of_a_checkpoint_that_cannot_be_used_is_named_with_its_place() {
         }
     }
 }
+
+#[test]
+fn a_service_can_tell_the_faults_of_requests_from_its_own() {
+    let engine = engine();
+    let image =
+        |source: &str| json!([{"type": "image", "image": source}, {"type": "text", "text": "What is it?"}]);
+    let tiny = json!([{"type": "image", "image": "00_shape1.png", "min_pixels": 9_000_000, "max_pixels": 9_000_000}]);
+    for content in [image("none.png"), image("ftp://host/a.png"), image("samples.json"), tiny] {
+        let error = engine.frontend().prepare(&request(content)).err().expect("a fault");
+        assert!(error.is_of_request(), "{error:?}");
+    }
+    let error = Checkpoint::open(&path("tests/data/samples")).err().expect("no checkpoint");
+    assert!(!error.is_of_request(), "{error:?}");
+}
