@@ -504,6 +504,6 @@ fn a_service_can_tell_the_faults_of_requests_from_its_own() {
         let error = engine.frontend().prepare(&request(content)).err().expect("a fault");
         assert!(error.is_of_request(), "{error:?}");
     }
-    let error = Checkpoint::open(&path("tests/data/samples")).err().expect("no checkpoint");
+    let error = Checkpoint::open(&path("tests/data/samples")).expect_err("no checkpoint");
     assert!(!error.is_of_request(), "{error:?}");
 }

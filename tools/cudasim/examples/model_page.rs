@@ -442,7 +442,8 @@ const WORDS: &str = "
 - Comparing two variants of a kernel is better than either number, as most errors are common to both.
 - It sees what the counters see: bytes, sectors, conflicts, instructions, waits. It does not see clocks that drop at
   the power limit, conflicts of cache sets and DRAM banks, the scheduler, the two halves of an A100's L2, hints of what
-  leaves L2 first, dependences between the phases of one warp, nor time that the host takes between launches.
+  leaves L2 first, atomics of shared memory that meet at one address, dependences between the phases of one warp, nor
+  time that the host takes between launches.
 - Within a launch every distinct sector is loaded from DRAM at most once, and none that the launch has written itself,
   which is optimistic for products whose operands exceed L2. Machine instructions are estimated per class unless a cubin gives the ratio.
 
