@@ -16,6 +16,8 @@ pub const RECORD: usize = 128;
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
 pub const SAMPLE_SLICE: usize = 1024;
+/// Bytes of a step of the kernel that runs all layers of the decoder.
+pub const DECODE_STEP_BYTES: usize = 288;
 /// Bytes in which the sampler counts the ids of a row: two u64 for each of 1024 bins.
 pub const SAMPLE_BINS_BYTES: usize = 16 * 1024;
 /// Words of u32 of the parameters of a row of the sampler.

@@ -59,6 +59,7 @@ struct QwenvlLinear {
     const unsigned int *slots;  // [m]: page · 64 + offset
     const float *norm_weight;   // [k] f32, kernels of a norm only: then x is f32
     float eps;
+    unsigned int unused;
 };
 
 enum QwenvlSourceKind {
@@ -142,6 +143,22 @@ struct QwenvlDecodeAttention {
     unsigned int max_splits;  // of any length: part of the order of sums
     unsigned int slots;       // splits of the longest context
     float scale_log2;
+    unsigned int unused;
+};
+
+#define QWENVL_DECODE_GROUPS 72  // groups of 128 inputs of a run that decode_layers has room for
+
+// A linear layer of few rows, and attention before it if `attention.n_seqs` > 0: 288 bytes, copied by 16.
+struct QwenvlDecodeStep {
+    struct QwenvlDecodeAttention attention;
+    struct QwenvlLinear linear;  // normalised first if it has a `norm_weight`
+};
+
+struct QwenvlDecodeLayers {
+    const struct QwenvlDecodeStep *steps;
+    unsigned int *arrived;  // zero before and after
+    unsigned int n_steps;
+    unsigned int unused;
 };
 
 struct QwenvlNorm {

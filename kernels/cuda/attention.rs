@@ -207,6 +207,43 @@ pub struct PagedAttention {
     pub arrivals: Address,
 }
 
+impl PagedAttention {
+    /// What the kernel takes.
+    pub(super) fn parameters(&self) -> Result<abi::QwenvlDecodeAttention> {
+        let heads = self.kv.heads;
+        check("paged_attn", heads.head_dim == 128, || format!("heads of {}", heads.head_dim))?;
+        check(
+            "paged_attn",
+            heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8,
+            || format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads),
+        )?;
+        check("paged_attn", (1..=MAX_SPLITS).contains(&self.max_splits), || {
+            format!("{} splits, expected 1 to {MAX_SPLITS}", self.max_splits)
+        })?;
+        check("paged_attn", (1..=65535).contains(&self.n_seqs) && self.max_keys > 0, || {
+            format!("{} sequences of up to {} keys", self.n_seqs, self.max_keys)
+        })?;
+        let slots = slots(self.max_keys, self.max_splits) as u32;
+        Ok(abi::QwenvlDecodeAttention {
+            q: self.q as *const c_void,
+            out: self.out as *mut c_void,
+            sequences: self.sequences as *const Sequence,
+            page_table: self.page_table as *const u32,
+            partials: self.partials as *mut f32,
+            arrivals: self.arrivals as *mut u32,
+            kv: self.kv.abi(),
+            n_seqs: self.n_seqs as u32,
+            group: (heads.n_heads / heads.n_kv_heads) as u32,
+            ldq: (heads.n_heads * 128) as u32,
+            ldo: (heads.n_heads * 128) as u32,
+            max_splits: self.max_splits as u32,
+            slots,
+            scale_log2: scale_log2(128),
+            ..Default::default()
+        })
+    }
+}
+
 /// Splits of a sequence of so many keys or less.
 fn slots(max_keys: usize, max_splits: usize) -> usize {
     max_keys.div_ceil(SPLIT_TOKENS).min(max_splits)
@@ -280,41 +317,13 @@ impl Kernels {
     /// # Safety
     /// Addresses name memory of this device as [`PagedAttention`] says; sequences and pages are in range.
     pub unsafe fn paged_attention(&self, stream: &CudaStream, a: &PagedAttention) -> Result<()> {
+        let p = a.parameters()?;
         let heads = a.kv.heads;
-        check("paged_attn", heads.head_dim == 128, || format!("heads of {}", heads.head_dim))?;
-        check(
-            "paged_attn",
-            heads.n_heads % heads.n_kv_heads == 0 && heads.n_heads / heads.n_kv_heads <= 8,
-            || format!("{} heads over {}: at most 8 for one", heads.n_heads, heads.n_kv_heads),
-        )?;
-        check("paged_attn", (1..=MAX_SPLITS).contains(&a.max_splits), || {
-            format!("{} splits, expected 1 to {MAX_SPLITS}", a.max_splits)
-        })?;
-        check("paged_attn", (1..=65535).contains(&a.n_seqs) && a.max_keys > 0, || {
-            format!("{} sequences of up to {} keys", a.n_seqs, a.max_keys)
-        })?;
-        let slots = slots(a.max_keys, a.max_splits) as u32;
-        let p = abi::QwenvlDecodeAttention {
-            q: a.q as *const c_void,
-            out: a.out as *mut c_void,
-            sequences: a.sequences as *const Sequence,
-            page_table: a.page_table as *const u32,
-            partials: a.partials as *mut f32,
-            arrivals: a.arrivals as *mut u32,
-            kv: a.kv.abi(),
-            n_seqs: a.n_seqs as u32,
-            group: (heads.n_heads / heads.n_kv_heads) as u32,
-            ldq: (heads.n_heads * 128) as u32,
-            ldo: (heads.n_heads * 128) as u32,
-            max_splits: a.max_splits as u32,
-            slots,
-            scale_log2: scale_log2(128),
-        };
         let name = name!("paged_attn_{}", a.half.name());
         // A few times as many blocks as run at once, or each split its own; each takes its share of those there are.
         let pairs = (a.n_seqs * heads.n_kv_heads) as u32;
         let grid =
-            (heads.n_kv_heads as u32, a.n_seqs as u32, (8 * self.sm_count()).div_ceil(pairs).min(slots));
+            (heads.n_kv_heads as u32, a.n_seqs as u32, (8 * self.sm_count()).div_ceil(pairs).min(p.slots));
         // SAFETY: the caller's promise.
         unsafe { self.launch(stream, &name, grid, 256, &p) }
     }

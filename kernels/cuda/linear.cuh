@@ -43,6 +43,55 @@
 #include "epilogue.cuh"
 #include "linear_shares.cuh"
 
+// Copies of weights to the ring: where this thread reads next, and where it writes in a stage. A warp of the small-m kernel
+// copies its own 32 outputs.
+template <class C> struct LinearCopies {
+    using W = typename C::W;
+    static constexpr int VECTORS = C::STRIP_PAIRS * C::KB * W::VECTORS / C::WARPS; // of a warp in a stage
+
+    u64 policy;
+    const u8 *from;
+    u32 bytes; // of 16; none beyond the last record
+    u32 to_weights, to_tail;
+
+    __device__ __forceinline__ explicit LinearCopies(u32 smem_at) : policy(ptx::evict_first()) {
+        u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        // Else the compiler works them out in every stage.
+        to_weights = ptx::opaque(smem_at + (warp * VECTORS * 32 + lane) * 16);
+        to_tail = ptx::opaque(smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16);
+    }
+
+    // Points them at a stage of a strip of the records `w`.
+    __device__ __forceinline__ void aim(const void *w, u32 n, u32 groups, u32 strip, u32 stage) {
+        constexpr u32 SHARE = C::WARPS / C::STRIP_PAIRS; // warps that copy a pair together
+        u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        u32 pair = strip * C::STRIP_PAIRS + warp / SHARE, record = pair / 4;
+        bool there = record < (n + 127) / 128;
+        bytes = there ? 16 : 0;
+        u32 block = stage * C::KB;
+        from = static_cast<const u8 *>(w) +
+               (static_cast<u64>(there ? record : 0) * groups + block / 4) * W::RECORD +
+               ((pair % 4 * 4 + block % 4) * W::VECTORS * 32 + warp % SHARE * VECTORS * 32 + lane) * 16;
+    }
+
+    // Starts the copies of a stage, `at` bytes into the ring.
+    __device__ __forceinline__ void copy(u32 at) const {
+        unrolled<VECTORS>([&](auto v) { ptx::copy16_hint<v.value * 512>(to_weights + at, from, bytes, policy); });
+        if (W::TAIL > 0 && threadIdx.x % 128 < W::TAIL / 16) {
+            // `from` is at the warp's own weights: of the first warp, unless the tail is too long for one.
+            u32 warp = threadIdx.x / 32;
+            const u8 *tail = from + (W::RECORD - W::TAIL) - (W::TAIL > 512 ? warp % 4 * (VECTORS - 1) * 512 : 0);
+            ptx::copy16_hint(to_tail + at, tail, bytes, policy);
+        }
+    }
+
+    // To `stage`, the next of the segment.
+    __device__ __forceinline__ void move_on(u32 stage) {
+        constexpr u32 BYTES = C::KB * W::VECTORS * 512; // of a pair in a stage
+        from += C::KB == 4 || stage % (4 / C::KB) == 0 ? W::RECORD - (4 / C::KB - 1) * BYTES : BYTES;
+    }
+};
+
 template <class C> struct Linear : LinearShare<C> {
     using T = typename C::T;
     using W = typename C::W;
@@ -60,24 +109,17 @@ template <class C> struct Linear : LinearShare<C> {
     };
 
     u32 smem_at;
-    u64 policy;
-    // Of the copies: where this thread reads next, and where it writes in a stage.
+    // Of the copies: where this thread reads next.
     LinearCursor ahead;
-    const u8 *ahead_w;
+    LinearCopies<C> weights;
     const u16 *ahead_x;
-    u32 ahead_m0;    // of its tile
-    u32 ahead_bytes; // of 16; none beyond the last record
-    u32 to_weights, to_tail;
+    u32 ahead_m0; // of its tile
     // Where this lane's rows of X lie in the ring, of even and of odd blocks (see `swizzle`), or among the normalised;
     // and the sums of its two columns.
     u32 x_at[2], column_at;
 
     __device__ __forceinline__ Linear(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
-        : Share(p, worker, n_workers, smem) {
-        smem_at = ptx::shared_address(smem);
-        policy = ptx::evict_first();
-        to_weights = smem_at + (warp * VECTORS * 32 + lane) * 16;
-        to_tail = smem_at + C::WEIGHT_BYTES + warp / 4 * W::TAIL + threadIdx.x % 128 * 16;
+        : Share(p, worker, n_workers, smem), smem_at(ptx::shared_address(smem)), weights(smem_at) {
         u32 row = C::FILLED ? g : min(g, p.m - 1);
         if (C::NORM > 0) {
             x_at[0] = x_at[1] = smem_at + C::ROWS_AT + row * C::ROW_BYTES + t * 16;
@@ -89,9 +131,6 @@ template <class C> struct Linear : LinearShare<C> {
             x_at[1] = rows - turned;
             column_at = smem_at + C::SUMS_AT + (warp_m * NT * 8 + 2 * t) * 4;
         }
-        // Else the compiler works them out in every stage.
-        to_weights = ptx::opaque(to_weights);
-        to_tail = ptx::opaque(to_tail);
         if (W::GROUP == 128 && (C::PREFILL || NT < 8)) { // the others have no register to spare
             x_at[0] = ptx::opaque(x_at[0]);
             x_at[1] = ptx::opaque(x_at[1]);
@@ -99,43 +138,26 @@ template <class C> struct Linear : LinearShare<C> {
         }
     }
 
-    static constexpr int VECTORS = C::STRIP_PAIRS * C::KB * W::VECTORS / C::WARPS; // of weights that a warp copies in a stage
     static constexpr u32 CHUNKS = C::KB * 4; // 16-byte pieces of a row of X in a stage
     static constexpr u32 PASS_ROWS = THREADS / CHUNKS;
 
     // Points the copies at the stage of `ahead`.
     __device__ __forceinline__ void aim() {
-        constexpr u32 SHARE = C::WARPS / C::STRIP_PAIRS; // warps that copy a pair together
-        u32 pair = strip_of(ahead.tile) * C::STRIP_PAIRS + warp / SHARE, record = pair / 4;
-        bool there = record < (p.n + 127) / 128;
-        ahead_bytes = there ? 16 : 0;
-        u32 block = ahead.stage * C::KB;
-        ahead_w = static_cast<const u8 *>(p.w) +
-                  (static_cast<u64>(there ? record : 0) * groups + block / 4) * W::RECORD +
-                  ((pair % 4 * 4 + block % 4) * W::VECTORS * 32 + warp % SHARE * VECTORS * 32 + lane) * 16;
+        weights.aim(p.w, p.n, groups, strip_of(ahead.tile), ahead.stage);
         ahead_m0 = first_row_of(ahead.tile);
         ahead_x = static_cast<const u16 *>(p.x) + static_cast<u64>(ahead_m0 + threadIdx.x / CHUNKS) * p.ldx +
-                  block * 32 + threadIdx.x % CHUNKS * 8;
+                  ahead.stage * C::KB * 32 + threadIdx.x % CHUNKS * 8;
     }
 
-    // Starts the copies of one stage, `at` bytes into the ring, and moves on. A warp of the small-m kernel copies its own
-    // 32 outputs.
+    // Starts the copies of one stage, `at` bytes into the ring, and moves on.
     __device__ __forceinline__ void fetch(u32 at) {
-        constexpr u32 BYTES = C::KB * W::VECTORS * 512; // of a pair in a stage
-        unrolled<VECTORS>([&](auto v) {
-            ptx::copy16_hint<v.value * 512>(to_weights + at, ahead_w, ahead_bytes, policy);
-        });
-        if (W::TAIL > 0 && threadIdx.x % 128 < W::TAIL / 16) {
-            // `ahead_w` is at the warp's own weights: of the first warp, unless the tail is too long for one.
-            const u8 *tail = ahead_w + (W::RECORD - W::TAIL) - (W::TAIL > 512 ? warp % 4 * (VECTORS - 1) * 512 : 0);
-            ptx::copy16_hint(to_tail + at, tail, ahead_bytes, policy);
-        }
+        weights.copy(at);
         if (C::NORM == 0) {
             fetch_rows(smem_at + at);
         }
         ahead.stage++;
         ahead_x += C::KB * 32;
-        ahead_w += C::KB == 4 || ahead.stage % (4 / C::KB) == 0 ? W::RECORD - (4 / C::KB - 1) * BYTES : BYTES;
+        weights.move_on(ahead.stage);
         if (ahead.stage == ahead.end) {
             ahead = next_segment(ahead);
             aim();

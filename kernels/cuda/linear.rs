@@ -284,6 +284,89 @@ impl Linear {
             ..*self
         }
     }
+
+    /// What the kernels take, but for limits of their own.
+    pub(super) fn parameters(&self, norm: Option<&Normalised>) -> Result<abi::QwenvlLinear> {
+        let kernel = kernel(self.kind);
+        check(kernel, self.n > 0 && self.k > 0 && self.k % 8 == 0 && self.ldx % 8 == 0, || {
+            format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", self.n, self.k, self.ldx)
+        })?;
+        check(kernel, self.ldx >= self.k || self.m == 1, || format!("rows of {} elements for {} inputs", self.ldx, self.k))?;
+        check(kernel, [self.x, self.w, self.bias.unwrap_or(0)].iter().all(|at| at % 16 == 0), || {
+            "x, w and bias must be 16-byte aligned".into()
+        })?;
+        let units = self.n.div_ceil(STRIP) * self.k.div_ceil(GROUP);
+        check(kernel, (1..=units).contains(&self.n_runs) && (units + 1) * self.n_runs < 1 << 32, || {
+            format!("{} runs of {units} units", self.n_runs)
+        })?;
+        let half = self.order.half();
+        let expected = match self.finish {
+            Finish::SwiGlu => self.n as u32 / 2,
+            Finish::VisionRope(rope) | Finish::RopeWriteKv { rope, .. } => rope.pairs.half() as u32,
+            _ => half,
+        };
+        check(kernel, half == expected, || format!("rows paired by {half}, the epilogue needs {expected}"))?;
+        check(kernel, self.n % 8 == 0 && self.out % 16 == 0, || {
+            format!("n {} and out must be multiples of 8", self.n)
+        })?;
+        check(kernel, half == 0 || (half % 8 == 0 && self.n % (2 * half as usize) == 0), || {
+            format!("{} outputs in heads of 2 · {half}", self.n)
+        })?;
+
+        let mut p = abi::QwenvlLinear {
+            x: self.x as *const c_void,
+            w: self.w as *const c_void,
+            bias: self.bias.map_or(ptr::null(), |b| b as *const f32),
+            out: self.out as *mut c_void,
+            partials: self.workspace.partials as *mut f32,
+            arrivals: self.workspace.arrivals as *mut u32,
+            m: self.m as u32,
+            n: self.n as u32,
+            k: self.k as u32,
+            ldx: self.ldx as u32,
+            ldo: self.n as u32,
+            half,
+            n_runs: self.n_runs as u32,
+            norm_weight: norm.map_or(ptr::null(), |norm| norm.weight as *const f32),
+            eps: norm.map_or(0.0, |norm| norm.eps as f32),
+            ..Default::default()
+        };
+        p.epilogue = match self.finish {
+            Finish::StoreF32 => abi::QWENVL_STORE_F32,
+            Finish::Store => abi::QWENVL_STORE,
+            Finish::Activate(Activation::QuickGelu) => abi::QWENVL_QUICK_GELU,
+            Finish::Activate(Activation::Gelu) => abi::QWENVL_GELU,
+            Finish::AddResidual(residual) => {
+                p.residual = residual as *const f32;
+                abi::QWENVL_RESIDUAL
+            }
+            Finish::SwiGlu => {
+                p.ldo = p.n / 2;
+                abi::QWENVL_SWIGLU
+            }
+            Finish::VisionRope(rope) => {
+                rope.check(kernel)?;
+                p.rope = rope.abi();
+                p.n_rotated = p.n / 3 * 2;
+                abi::QWENVL_ROPE
+            }
+            Finish::RopeWriteKv { rope, kv, slots } => {
+                let Heads { n_heads, n_kv_heads, head_dim } = kv.heads;
+                check(kernel, self.n == (n_heads + 2 * n_kv_heads) * head_dim, || {
+                    format!("{} outputs for {n_heads} and twice {n_kv_heads} heads of {head_dim}", self.n)
+                })?;
+                rope.check(kernel)?;
+                p.rope = rope.abi();
+                p.kv = kv.abi();
+                p.slots = slots as *const u32;
+                p.n_q = (n_heads * head_dim) as u32;
+                p.n_rotated = ((n_heads + n_kv_heads) * head_dim) as u32;
+                p.ldo = p.n_q;
+                abi::QWENVL_ROPE_KV
+            }
+        };
+        Ok(p)
+    }
 }
 
 impl Kernels {
@@ -374,86 +457,10 @@ impl Kernels {
         tile: Tile,
         norm: Option<&Normalised>,
     ) -> Result<()> {
+        let p = l.parameters(norm)?;
         let kernel = kernel(l.kind);
         let limit = if tile == Tile::Run { RUN_ROWS } else { usize::MAX };
         check(kernel, (1..=limit).contains(&l.m), || format!("{} rows, expected 1 to {limit}", l.m))?;
-        check(kernel, l.n > 0 && l.k > 0 && l.k % 8 == 0 && l.ldx % 8 == 0, || {
-            format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", l.n, l.k, l.ldx)
-        })?;
-        check(kernel, l.ldx >= l.k || l.m == 1, || format!("rows of {} elements for {} inputs", l.ldx, l.k))?;
-        check(kernel, [l.x, l.w, l.bias.unwrap_or(0)].iter().all(|at| at % 16 == 0), || {
-            "x, w and bias must be 16-byte aligned".into()
-        })?;
-        let units = l.n.div_ceil(STRIP) * l.k.div_ceil(GROUP);
-        check(kernel, (1..=units).contains(&l.n_runs) && (units + 1) * l.n_runs < 1 << 32, || {
-            format!("{} runs of {units} units", l.n_runs)
-        })?;
-        let half = l.order.half();
-        let expected = match l.finish {
-            Finish::SwiGlu => l.n as u32 / 2,
-            Finish::VisionRope(rope) | Finish::RopeWriteKv { rope, .. } => rope.pairs.half() as u32,
-            _ => half,
-        };
-        check(kernel, half == expected, || format!("rows paired by {half}, the epilogue needs {expected}"))?;
-        check(kernel, l.n % 8 == 0 && l.out % 16 == 0, || {
-            format!("n {} and out must be multiples of 8", l.n)
-        })?;
-        check(kernel, half == 0 || (half % 8 == 0 && l.n % (2 * half as usize) == 0), || {
-            format!("{} outputs in heads of 2 · {half}", l.n)
-        })?;
-
-        let mut p = abi::QwenvlLinear {
-            x: l.x as *const c_void,
-            w: l.w as *const c_void,
-            bias: l.bias.map_or(ptr::null(), |b| b as *const f32),
-            out: l.out as *mut c_void,
-            partials: l.workspace.partials as *mut f32,
-            arrivals: l.workspace.arrivals as *mut u32,
-            m: l.m as u32,
-            n: l.n as u32,
-            k: l.k as u32,
-            ldx: l.ldx as u32,
-            ldo: l.n as u32,
-            half,
-            n_runs: l.n_runs as u32,
-            norm_weight: norm.map_or(ptr::null(), |norm| norm.weight as *const f32),
-            eps: norm.map_or(0.0, |norm| norm.eps as f32),
-            ..Default::default()
-        };
-        p.epilogue = match l.finish {
-            Finish::StoreF32 => abi::QWENVL_STORE_F32,
-            Finish::Store => abi::QWENVL_STORE,
-            Finish::Activate(Activation::QuickGelu) => abi::QWENVL_QUICK_GELU,
-            Finish::Activate(Activation::Gelu) => abi::QWENVL_GELU,
-            Finish::AddResidual(residual) => {
-                p.residual = residual as *const f32;
-                abi::QWENVL_RESIDUAL
-            }
-            Finish::SwiGlu => {
-                p.ldo = p.n / 2;
-                abi::QWENVL_SWIGLU
-            }
-            Finish::VisionRope(rope) => {
-                rope.check(kernel)?;
-                p.rope = rope.abi();
-                p.n_rotated = p.n / 3 * 2;
-                abi::QWENVL_ROPE
-            }
-            Finish::RopeWriteKv { rope, kv, slots } => {
-                let Heads { n_heads, n_kv_heads, head_dim } = kv.heads;
-                check(kernel, l.n == (n_heads + 2 * n_kv_heads) * head_dim, || {
-                    format!("{} outputs for {n_heads} and twice {n_kv_heads} heads of {head_dim}", l.n)
-                })?;
-                rope.check(kernel)?;
-                p.rope = rope.abi();
-                p.kv = kv.abi();
-                p.slots = slots as *const u32;
-                p.n_q = (n_heads * head_dim) as u32;
-                p.n_rotated = ((n_heads + n_kv_heads) * head_dim) as u32;
-                p.ldo = p.n_q;
-                abi::QWENVL_ROPE_KV
-            }
-        };
         let name = match (tile, norm) {
             (Tile::Run, Some(_)) => name!("{kernel}_{}_norm", l.half.name()),
             (Tile::Run, None) => name!("{kernel}_{}_m{}", l.half.name(), small_rows(l.m)),

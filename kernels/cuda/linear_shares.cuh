@@ -10,20 +10,43 @@ struct LinearCursor {
     u32 segment;          // its number
 };
 
-template <class C> struct LinearShare {
+// The equal runs of units, which are (strip, group), strips outermost, that the plan cuts a layer into.
+template <class C> struct LinearRuns {
+    u32 strips, groups, n_runs;
+
+    __device__ __forceinline__ LinearRuns(u32 n, u32 k, u32 n_runs)
+        : strips((n + C::OUTPUTS - 1) / C::OUTPUTS), groups((k + 127) / 128), n_runs(n_runs) {}
+
+    // First unit of a run.
+    __device__ __forceinline__ u32 run_start(u32 run) const { return run * (strips * groups) / n_runs; }
+    // The run that holds a unit.
+    __device__ __forceinline__ u32 run_of(u32 unit) const { return ((unit + 1) * n_runs - 1) / (strips * groups); }
+
+    // Whether a slice, or a strip, ends before a unit.
+    __device__ __forceinline__ bool ends_slice(u32 unit) const { return run_of(unit - 1) != run_of(unit); }
+
+    // Small m: what a run has of a strip; it goes from strip to strip, which number its segments.
+    __device__ __forceinline__ LinearCursor segment_of(u32 run, u32 strip) const {
+        u32 first = max(run_start(run), strip * groups) - strip * groups;
+        u32 last = min(max(run_start(run + 1), strip * groups) - strip * groups, groups);
+        return {strip, first * (4 / C::KB), last * (4 / C::KB), strip};
+    }
+};
+
+template <class C> struct LinearShare : LinearRuns<C> {
     static constexpr int NT = C::NT, PAIRS = C::PAIRS, THREADS = C::THREADS;
     using Accumulators = float[PAIRS][2][NT][4];
+    using LinearRuns<C>::strips, LinearRuns<C>::groups, LinearRuns<C>::run_start, LinearRuns<C>::run_of;
+    using LinearRuns<C>::segment_of;
 
     const QwenvlLinear &p;
     u32 worker, n_workers;
     u8 *smem;
-    u32 strips, groups, stages, m_tiles;
+    u32 stages, m_tiles;
     u32 warp, lane, g, t, warp_n, warp_m;
 
     __device__ __forceinline__ LinearShare(const QwenvlLinear &p, u32 worker, u32 n_workers, u8 *smem)
-        : p(p), worker(worker), n_workers(n_workers), smem(smem) {
-        strips = (p.n + C::OUTPUTS - 1) / C::OUTPUTS;
-        groups = (p.k + 127) / 128;
+        : LinearRuns<C>(p.n, p.k, p.n_runs), p(p), worker(worker), n_workers(n_workers), smem(smem) {
         stages = groups * 4 / C::KB;
         m_tiles = (p.m + C::ROWS - 1) / C::ROWS;
         warp = threadIdx.x / 32;
@@ -34,31 +57,16 @@ template <class C> struct LinearShare {
         warp_m = warp / C::WARPS_N;
     }
 
-    // First unit of a run; units are (strip, group), strips outermost.
-    __device__ __forceinline__ u32 run_start(u32 run) const { return run * (strips * groups) / p.n_runs; }
-    // The run that holds a unit.
-    __device__ __forceinline__ u32 run_of(u32 unit) const { return ((unit + 1) * p.n_runs - 1) / (strips * groups); }
-
-    // Whether a slice, or a strip, ends before a unit.
-    __device__ __forceinline__ bool ends_slice(u32 unit) const { return run_of(unit - 1) != run_of(unit); }
-
     // Tiles are those of a strip, one after the other. One in small m.
     __device__ __forceinline__ u32 strip_of(u32 tile) const { return C::PREFILL ? tile / m_tiles : tile; }
     __device__ __forceinline__ u32 first_row_of(u32 tile) const { return C::PREFILL ? tile % m_tiles * C::ROWS : 0; }
 
     __device__ __forceinline__ LinearCursor first_segment() const {
-        return C::PREFILL ? tile_from(0) : strip_of_run(run_start(worker) / groups);
+        return C::PREFILL ? tile_from(0) : segment_of(worker, run_start(worker) / groups);
     }
     // Has no stages after the last.
     __device__ __forceinline__ LinearCursor next_segment(const LinearCursor &at) const {
-        return C::PREFILL ? tile_from(at.segment + 1) : strip_of_run(at.segment + 1);
-    }
-
-    // Small m: a run goes from strip to strip, which number its segments.
-    __device__ __forceinline__ LinearCursor strip_of_run(u32 strip) const {
-        u32 first = max(run_start(worker), strip * groups) - strip * groups;
-        u32 last = min(max(run_start(worker + 1), strip * groups) - strip * groups, groups);
-        return {strip, first * (4 / C::KB), last * (4 / C::KB), strip};
+        return C::PREFILL ? tile_from(at.segment + 1) : segment_of(worker, at.segment + 1);
     }
 
     // Prefill: the first segment from this number on that has stages, or one without any after the last.

@@ -7,6 +7,7 @@
 #![allow(clippy::manual_is_multiple_of)]
 
 pub mod attention;
+pub mod decode_layers;
 pub mod linear;
 pub mod norm;
 pub mod pointwise;
@@ -312,6 +313,34 @@ impl Kernels {
             result::launch_kernel(
                 function.handle,
                 grid,
+                (block, 1, 1),
+                function.config[0],
+                stream.cu_stream(),
+                &mut arguments,
+            )
+        };
+        launched.map_err(|source| Error::Driver { what: format!("launching {name}"), source })
+    }
+
+    /// The same for a kernel whose blocks wait for each other: all are on the device at once, or none.
+    ///
+    /// # Safety
+    /// As [`Kernels::launch`].
+    unsafe fn launch_cooperative<P>(
+        &self,
+        stream: &CudaStream,
+        name: &str,
+        grid: u32,
+        block: u32,
+        parameters: &P,
+    ) -> Result<()> {
+        let function = self.function(name);
+        let mut arguments = [(parameters as *const P).cast_mut().cast::<c_void>()];
+        // SAFETY: as in `launch`.
+        let launched = unsafe {
+            result::launch_cooperative_kernel(
+                function.handle,
+                (grid, 1, 1),
                 (block, 1, 1),
                 function.config[0],
                 stream.cu_stream(),

@@ -34,8 +34,9 @@ pub fn gpu() -> &'static Gpu {
                 let mut ptx = std::fs::read(file).expect("PTX");
                 ptx.push(0);
                 let ptx: &'static [u8] = ptx.leak();
-                // The linears are large, and of others none is tested.
-                let wanted = IMAGES.iter().filter(|image| image.name == name || !is_linear(image.name));
+                // The linears are large, and of others none is tested, but for one beside the kernel of all layers.
+                let beside = if name == "decode_layers" { "int4_gemm" } else { name };
+                let wanted = IMAGES.iter().filter(|image| image.name == beside || !is_linear(image.name));
                 let images: Vec<Image> = wanted
                     .map(|&Image { name: own, bytes, resources }| Image {
                         name: own,
@@ -52,6 +53,11 @@ pub fn gpu() -> &'static Gpu {
 
 fn is_linear(image: &str) -> bool {
     image.ends_with("_gemm")
+}
+
+/// Whether a mutant is tested.
+pub fn is_mutant() -> bool {
+    std::env::var(MUTANT).is_ok()
 }
 
 /// Whether the linears of an image are tested: of mutants of one, those.

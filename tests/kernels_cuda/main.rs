@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod decode_layers;
 mod embed;
 mod flash_attn;
 mod gpu;
