@@ -16,8 +16,12 @@ pub const RECORD: usize = 128;
 pub const STRIP: usize = 256;
 /// Logits that a block of the sampler looks at.
 pub const SAMPLE_SLICE: usize = 1024;
-/// Bytes of a step of the kernel that runs all layers of the decoder.
+/// Bytes of a step of the kernel that runs all layers of the decoder for a few new tokens.
 pub const DECODE_STEP_BYTES: usize = 288;
+/// Most rows of that kernel.
+pub const DECODE_LAYERS_ROWS: usize = 2;
+/// Where its lists of steps start, after a counter.
+pub const DECODE_LAYERS_ALIGN: u64 = 16;
 /// Bytes in which the sampler counts the ids of a row: two u64 for each of 1024 bins.
 pub const SAMPLE_BINS_BYTES: usize = 16 * 1024;
 /// Words of u32 of the parameters of a row of the sampler.
@@ -187,6 +191,8 @@ pub struct Workspace {
     pub bins: Range<u64>,
     /// Tokens picked, u32.
     pub tokens: Range<u64>,
+    /// Of the kernel of all layers: a counter, and for each number of rows a list of steps.
+    pub layers: Range<u64>,
     /// Inputs of a layer in the order of its groups, 16-bit; none unless a checkpoint may have others.
     pub sorted: Range<u64>,
     /// All of it.
@@ -243,6 +249,7 @@ impl Workspace {
             _ => None,
         });
         let outputs = outputs.max().unwrap_or(0);
+        let n_linears = graphs[1].nodes.iter().filter(|node| matches!(node.op, Op::Linear { .. })).count();
         let places = graphs[1].nodes.iter().filter_map(|node| match &node.op {
             Op::Linear { parts, k, .. } if is_quantised(graphs[1], parts[0].weight) => {
                 let sorts = sorts_inputs(config.quantization, *k);
@@ -266,6 +273,7 @@ impl Workspace {
             best: take(options.max_seqs * (t.vocab_size.div_ceil(SAMPLE_SLICE) + 1) * 8),
             bins: take(options.max_seqs * SAMPLE_BINS_BYTES),
             tokens: take(options.max_seqs * 4),
+            layers: take(DECODE_LAYERS_ALIGN as usize + DECODE_LAYERS_ROWS * n_linears * DECODE_STEP_BYTES),
             sorted: take(Workspace::sorted_bytes(options, places.max().unwrap_or(0))),
             total_bytes: at,
         }

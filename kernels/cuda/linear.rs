@@ -291,7 +291,9 @@ impl Linear {
         check(kernel, self.n > 0 && self.k > 0 && self.k % 8 == 0 && self.ldx % 8 == 0, || {
             format!("n {}, k {}, ldx {}: k and ldx must be multiples of 8", self.n, self.k, self.ldx)
         })?;
-        check(kernel, self.ldx >= self.k || self.m == 1, || format!("rows of {} elements for {} inputs", self.ldx, self.k))?;
+        check(kernel, self.ldx >= self.k || self.m == 1, || {
+            format!("rows of {} elements for {} inputs", self.ldx, self.k)
+        })?;
         check(kernel, [self.x, self.w, self.bias.unwrap_or(0)].iter().all(|at| at % 16 == 0), || {
             "x, w and bias must be 16-byte aligned".into()
         })?;

@@ -67,7 +67,7 @@ struct State {
 }
 
 impl State {
-    fn new(half: Half, shape: &Shape, layers: &[Layer], x: &[f32]) -> State {
+    fn new(shape: &Shape, layers: &[Layer], x: &[f32]) -> State {
         let m = x.len() / shape.hidden;
         let width = shape.kv_heads * shape.group * D;
         let pages = layers.iter().map(|layer| {
@@ -77,7 +77,6 @@ impl State {
             }
             Buffer::of(&data)
         });
-        let _ = half;
         State {
             x: Buffer::of(x),
             between: Buffer::poisoned(m * shape.hidden),
@@ -98,7 +97,6 @@ impl State {
 struct Inputs {
     angles: Buffer<f32>,
     positions: Buffer<u32>,
-    slots: Buffer<u32>,
     sequences: Buffer<u32>,
     table: Vec<Buffer<u32>>,
     attention: Buffer<f32>,
@@ -124,7 +122,6 @@ impl Inputs {
         Inputs {
             angles: Buffer::of(&angle_table(rng, 90, D / 2).0),
             positions: Buffer::of(&(0..3 * m).map(|_| rng.below(90) as u32).collect::<Vec<u32>>()),
-            slots: Buffer::poisoned(m),
             sequences: words(&sequences),
             table: layers.iter().map(|layer| Buffer::of(&layer.pool.table)).collect(),
             attention: Buffer::scratch(partials_bytes(m, heads, max_keys, shape.max_splits) / 4),
@@ -237,8 +234,7 @@ fn in_one(half: Half, steps: &[DecodeStep], arrived: &Buffer<u32>) {
     let kernels = &gpu().kernels;
     let on_device = Buffer::of(&kernels.decode_steps(steps).unwrap());
     let kind = steps[0].linear.kind;
-    let layers =
-        DecodeLayers { kind, half, steps: on_device.at, n_steps: steps.len(), arrived: arrived.at };
+    let layers = DecodeLayers { kind, half, steps: on_device.at, n_steps: steps.len(), arrived: arrived.at };
     // SAFETY: as above.
     unsafe { kernels.decode_layers(&stream(), &layers) }.unwrap();
     stream().synchronize().unwrap();
@@ -258,7 +254,14 @@ fn layers_in_one_launch_have_the_bits_of_layers_one_by_one() {
         // Runs of many stages and of one; blocks without a run.
         Shape { hidden: 256, kv_heads: 1, group: 2, intermediate: 648, n_runs: [1, 2, 5, 3], max_splits: 3 },
         Shape { hidden: 640, kv_heads: 2, group: 7, intermediate: 1000, n_runs: [all; 4], max_splits: 54 },
-        Shape { hidden: 384, kv_heads: 1, group: 6, intermediate: 2304, n_runs: [7, 4, 30, 9], max_splits: 1 },
+        Shape {
+            hidden: 384,
+            kv_heads: 1,
+            group: 6,
+            intermediate: 2304,
+            n_runs: [7, 4, 30, 9],
+            max_splits: 1,
+        },
     ];
     for half in if is_mutant() { vec![Half::BF16] } else { HALVES.to_vec() } {
         for format in formats(half) {
@@ -271,23 +274,27 @@ fn layers_in_one_launch_have_the_bits_of_layers_one_by_one() {
                     }
                     let what = format!("{format:?} {half:?}, hidden {}, {m} rows", shape.hidden);
                     let inputs = Inputs::new(&mut rng, shape, &layers, m);
-                    let slots: Vec<Buffer<u32>> = layers.iter().map(|layer| {
-                        let of = |&(pages, n): &(usize, usize)| {
-                            layer.pool.table[pages + (n - 1) / PAGE] * PAGE as u32 + ((n - 1) % PAGE) as u32
-                        };
-                        let mut slots: Vec<u32> = layer.pool.sequences.iter().map(of).collect();
-                        slots.resize(m, u32::MAX);
-                        Buffer::of(&slots)
-                    }).collect();
+                    let slots: Vec<Buffer<u32>> = layers
+                        .iter()
+                        .map(|layer| {
+                            let of = |&(pages, n): &(usize, usize)| {
+                                layer.pool.table[pages + (n - 1) / PAGE] * PAGE as u32
+                                    + ((n - 1) % PAGE) as u32
+                            };
+                            let mut slots: Vec<u32> = layer.pool.sequences.iter().map(of).collect();
+                            slots.resize(m, u32::MAX);
+                            Buffer::of(&slots)
+                        })
+                        .collect();
                     let x = rng.normals(m * shape.hidden);
                     let list = |state: &State| steps(half, shape, &layers, &inputs, &slots, state, m);
-                    let expected = State::new(half, shape, &layers, &x);
+                    let expected = State::new(shape, &layers, &x);
                     one_by_one(&list(&expected));
                     let expected = expected.bits();
                     assert!(expected.0.iter().all(|bits| f32::from_bits(*bits).is_finite()), "{what}");
                     let arrived = Buffer::<u32>::zeroed(1);
                     for _ in 0..2 {
-                        let state = State::new(half, shape, &layers, &x);
+                        let state = State::new(shape, &layers, &x);
                         in_one(half, &list(&state), &arrived);
                         assert!(state.bits() == expected, "{what}");
                         assert_eq!(arrived.read(), [0], "{what}: the counter returns to zero");

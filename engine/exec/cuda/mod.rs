@@ -8,6 +8,7 @@
 mod bind;
 mod gpu;
 mod inputs;
+mod layers;
 mod layout;
 mod sampling;
 mod self_test;
@@ -22,6 +23,7 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 pub use gpu::Gpu;
 use gpu::{Block, Staging, is_of_kernel, waits_for_launches};
 use inputs::Inputs;
+use layers::Layers;
 use layout::Layouts;
 use qwenvl_graph::cuda::{self, Workspace};
 use qwenvl_graph::positions::vision_positions;
@@ -273,7 +275,9 @@ impl CudaExecutor {
         let vision = RopeTable::by_position(plan.config.vision.head_dim() / 4, 10_000.0, sides);
         let at = self.addresses.of(|w| &w.vision_rope);
         self.staging.upload(&self.gpu, step, at, bytemuck::cast_slice(&vision))?;
-        for counters in [self.addresses.range(|w| &w.arrivals), self.addresses.range(|w| &w.bins)] {
+        let layout = &self.addresses.layout;
+        for part in [&layout.arrivals, &layout.bins, &layout.layers] {
+            let counters = self.addresses.workspace + part.start..self.addresses.workspace + part.end;
             self.gpu.zero(step, counters.start, counters.end - counters.start)?;
         }
         self.gpu.wait(step)
@@ -290,10 +294,11 @@ impl CudaExecutor {
         let smaller = cuda::BUCKETS.into_iter().filter(|&b| b < most);
         for bucket in smaller.chain([most]) {
             let call = self.prepare(Phase::Decode, &DecoderCall::default(), bucket);
+            let layers = self.send_layers(&call)?;
             let step = "capturing a decode step";
             let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             self.gpu.stream.begin_capture(mode).map_err(self.gpu.failed(step))?;
-            let steps = self.steps();
+            let steps = Steps { layers: layers.as_ref(), ..self.steps() };
             let launched = steps.run(&self.plan.decode, &self.decoder_weights, &call, &mut |_, _| Ok(()));
             let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
             let graph = self.gpu.stream.end_capture(flags).map_err(self.gpu.failed(step));
@@ -306,6 +311,26 @@ impl CudaExecutor {
             self.graphs.push((bucket, Replay(graph)));
         }
         self.gpu.wait("sending decode graphs")
+    }
+
+    /// Tells the device of the layers of a decode call with so few rows that they run in one launch.
+    fn send_layers(&mut self, call: &Call) -> Result<Option<Layers>> {
+        if call.rows > cuda::DECODE_LAYERS_ROWS {
+            return Ok(None);
+        }
+        // A list for each number of rows, after the counter.
+        let place = self.addresses.range(|w| &w.layers);
+        let lists = place.start + cuda::DECODE_LAYERS_ALIGN;
+        let bytes_each = (place.end - lists) / cuda::DECODE_LAYERS_ROWS as u64;
+        let address = lists + (call.rows as u64 - 1) * bytes_each;
+        let program = &self.plan.decode;
+        let found = self.steps().layers(program, &self.decoder_weights, call, address, place.start)?;
+        let Some((layers, bytes)) = found else { return Ok(None) };
+        assert!(bytes.len() as u64 <= bytes_each, "{} bytes of steps", bytes.len());
+        let step = "sending the list of layers";
+        self.staging.upload(&self.gpu, step, address, &bytes)?;
+        self.gpu.wait(step)?;
+        Ok(Some(layers))
     }
 
     /// Runs a decode step as the graph `at`. If the driver refuses that, the steps run one at a time, to find which of
@@ -358,6 +383,7 @@ impl CudaExecutor {
             multiprocessors: self.multiprocessors,
             shows_norms: false,
             waits: self.waits,
+            layers: None,
         }
     }
 

@@ -8,6 +8,7 @@ use qwenvl_graph::{DType, Epilogue, Node, Op, Plan, Program, Rows, ValueId, cuda
 use super::Addresses;
 use super::bind::Weights;
 use super::gpu::Gpu;
+use super::layers::Layers;
 use crate::error::Result;
 use crate::exec::Phase;
 use crate::kernels::cuda::attention::{FlashAttention, Keys, PagedAttention};
@@ -55,13 +56,15 @@ pub(super) struct Steps<'a> {
     pub(super) shows_norms: bool,
     /// Whether to wait for each step, so that an error is its own.
     pub(super) waits: bool,
+    /// Steps that run in one launch.
+    pub(super) layers: Option<&'a Layers>,
 }
 
 /// A round of a segment: the patches, or all tokens.
 pub(super) struct Round<'a> {
-    program: &'a Program,
-    rows: Range<usize>,
-    call: &'a Call,
+    pub(super) program: &'a Program,
+    pub(super) rows: Range<usize>,
+    pub(super) call: &'a Call,
 }
 
 impl Steps<'_> {
@@ -78,7 +81,14 @@ impl Steps<'_> {
             for first in (0..call.rows).step_by(tile) {
                 let round = Round { program, rows: first..(first + tile).min(call.rows), call };
                 for at in segment.steps.clone() {
-                    self.step(&round, at, weights)?;
+                    match self.layers {
+                        Some(layers) if layers.steps.contains(&at) => {
+                            if at == layers.steps.start {
+                                self.launch_layers(program, layers)?;
+                            }
+                        }
+                        _ => self.step(&round, at, weights)?,
+                    }
                     self.gpu.launched(program.name, Some(at));
                     if self.waits {
                         self.gpu.wait(&self.describe(program, at))?;
@@ -143,70 +153,11 @@ impl Steps<'_> {
                     };
                     kernels.embed(stream, &embed)
                 }
-                Op::Linear { parts, k, epilogue } => {
-                    let w = weights.matrix(parts);
-                    let stores_f32 = node.output.is_some_and(|v| program.graph.value(v).dtype == DType::F32);
-                    let finish = match epilogue {
-                        Epilogue::Store if stores_f32 => Finish::StoreF32,
-                        Epilogue::Store => Finish::Store,
-                        Epilogue::Activate(activation) => Finish::Activate(*activation),
-                        Epilogue::AddResidual => Finish::AddResidual(input(1)),
-                        Epilogue::SwiGlu => Finish::SwiGlu,
-                        Epilogue::VisionRope(rope) => Finish::VisionRope(self.vision_rope(round, *rope)),
-                        Epilogue::RopeWriteKv { layer, heads, rope } => Finish::RopeWriteKv {
-                            rope: self.mrope(call, *rope),
-                            kv: self.kv(*layer, *heads),
-                            slots: call.slots,
-                        },
-                    };
-                    // Prompts and answers differ in their kernel, batches do not. The head has few rows in
-                    // both.
-                    let is_head = node.output == program.graph.result && call.phase.is_some();
-                    let regime = match call.phase {
-                        Some(Phase::Decode) => Regime::SmallM,
-                        _ if is_head => Regime::SmallM,
-                        _ => Regime::Prefill,
-                    };
-                    let x = match w.inputs {
-                        Some(index) => {
-                            let out = self.addresses.of(|w| &w.sorted);
-                            let op = PointwiseOp::Columns { index, ldx: *k };
-                            let sorted = Pointwise { op, half, x: input(0), out, rows: out_rows, cols: w.k };
-                            let launched = kernels.pointwise(stream, &sorted);
-                            launched.map_err(|e| self.gpu.kernel_error(&self.describe(program, at), e))?;
-                            out
-                        }
-                        None => input(0),
-                    };
-                    let linear = Linear {
-                        kind: w.kind,
-                        half,
-                        regime,
-                        x,
-                        ldx: w.k,
-                        w: w.records,
-                        order: w.order,
-                        bias: w.bias,
-                        out,
-                        m: out_rows,
-                        n: w.n,
-                        k: w.k,
-                        n_runs: cuda::n_runs(w.n, w.k, self.multiprocessors),
-                        finish,
-                        workspace: Workspace {
-                            partials: self.addresses.of(|w| &w.partials),
-                            arrivals: self.addresses.of(|w| &w.arrivals),
-                        },
-                    };
-                    match &program.graph.nodes[at.saturating_sub(1)] {
-                        Node { op: Op::RmsNorm { weight, eps }, inputs, .. }
-                            if at > 0 && self.is_prologue(round, at - 1, weights) =>
-                        {
-                            let norm = Normalised { weight: weights.vector(*weight), eps: *eps };
-                            let linear = Linear { x: self.locate(round, inputs[0]), ..linear };
-                            kernels.linear_of_norm(stream, &linear, &norm)
-                        }
-                        _ => kernels.linear(stream, &linear),
+                Op::Linear { .. } => {
+                    let (linear, norm) = self.linear(round, at, weights)?;
+                    match norm {
+                        Some(norm) => kernels.linear_of_norm(stream, &linear, &norm),
+                        None => kernels.linear(stream, &linear),
                     }
                 }
                 Op::LayerNorm { weight, bias, eps } => {
@@ -253,20 +204,7 @@ impl Steps<'_> {
                     kernels.flash_attention(stream, &attention)
                 }
                 Op::PagedAttention { layer, heads } if call.phase == Some(Phase::Decode) => {
-                    let attention = PagedAttention {
-                        half,
-                        q: input(0),
-                        out,
-                        kv: self.kv(*layer, *heads),
-                        sequences: call.sequences,
-                        n_seqs: call.n_sequences,
-                        page_table: call.page_table,
-                        max_keys: self.plan.options.context_tokens,
-                        max_splits: cuda::decode_splits(heads.n_kv_heads, self.multiprocessors),
-                        partials: self.addresses.of(|w| &w.attention),
-                        arrivals: self.addresses.of(|w| &w.arrivals),
-                    };
-                    kernels.paged_attention(stream, &attention)
+                    kernels.paged_attention(stream, &self.paged_attention(round, at, *layer, *heads))
                 }
                 Op::PagedAttention { layer, heads } => {
                     let kv = self.kv(*layer, *heads);
@@ -315,9 +253,116 @@ impl Steps<'_> {
         launched.map_err(|error| self.gpu.kernel_error(&self.describe(program, at), error))
     }
 
+    /// The linear layer `at`, and the norm before it if that is its prologue. Inputs that it takes in an order of its own
+    /// are put in it here.
+    pub(super) fn linear(
+        &self,
+        round: &Round,
+        at: usize,
+        weights: &Weights,
+    ) -> Result<(Linear, Option<Normalised>)> {
+        let Round { program, call, .. } = round;
+        let node = &program.graph.nodes[at];
+        let Op::Linear { parts, k, epilogue } = &node.op else { unreachable!("a linear layer") };
+        let input = |i: usize| self.locate(round, node.inputs[i]);
+        let rows = match node.output {
+            Some(v) => self.rows(round, program.graph.value(v).shape.rows).len(),
+            None => round.rows.len(),
+        };
+        let w = weights.matrix(parts);
+        let stores_f32 = node.output.is_some_and(|v| program.graph.value(v).dtype == DType::F32);
+        let finish = match epilogue {
+            Epilogue::Store if stores_f32 => Finish::StoreF32,
+            Epilogue::Store => Finish::Store,
+            Epilogue::Activate(activation) => Finish::Activate(*activation),
+            Epilogue::AddResidual => Finish::AddResidual(input(1)),
+            Epilogue::SwiGlu => Finish::SwiGlu,
+            Epilogue::VisionRope(rope) => Finish::VisionRope(self.vision_rope(round, *rope)),
+            Epilogue::RopeWriteKv { layer, heads, rope } => Finish::RopeWriteKv {
+                rope: self.mrope(call, *rope),
+                kv: self.kv(*layer, *heads),
+                slots: call.slots,
+            },
+        };
+        // Prompts and answers differ in their kernel, batches do not. The head has few rows in both.
+        let is_head = node.output == program.graph.result && call.phase.is_some();
+        let regime = match call.phase {
+            Some(Phase::Decode) => Regime::SmallM,
+            _ if is_head => Regime::SmallM,
+            _ => Regime::Prefill,
+        };
+        let norm = match at.checked_sub(1).map(|before| &program.graph.nodes[before]) {
+            Some(Node { op: Op::RmsNorm { weight, eps }, inputs, .. })
+                if self.is_prologue(round, at - 1, weights) =>
+            {
+                Some((Normalised { weight: weights.vector(*weight), eps: *eps }, inputs[0]))
+            }
+            _ => None,
+        };
+        let x = match (&norm, w.inputs) {
+            (Some((_, x)), _) => self.locate(round, *x),
+            (None, None) => input(0),
+            (None, Some(index)) => {
+                let out = self.addresses.of(|w| &w.sorted);
+                let op = PointwiseOp::Columns { index, ldx: *k };
+                let sorted = Pointwise { op, half: self.half, x: input(0), out, rows, cols: w.k };
+                // SAFETY: as in `step`.
+                let launched = unsafe { self.kernels.pointwise(&self.gpu.stream, &sorted) };
+                launched.map_err(|e| self.gpu.kernel_error(&self.describe(program, at), e))?;
+                out
+            }
+        };
+        let linear = Linear {
+            kind: w.kind,
+            half: self.half,
+            regime,
+            x,
+            ldx: w.k,
+            w: w.records,
+            order: w.order,
+            bias: w.bias,
+            out: node.output.map_or(0, |v| self.locate(round, v)),
+            m: rows,
+            n: w.n,
+            k: w.k,
+            n_runs: cuda::n_runs(w.n, w.k, self.multiprocessors),
+            finish,
+            workspace: Workspace {
+                partials: self.addresses.of(|w| &w.partials),
+                arrivals: self.addresses.of(|w| &w.arrivals),
+            },
+        };
+        Ok((linear, norm.map(|(norm, _)| norm)))
+    }
+
+    /// Decode attention of step `at`.
+    pub(super) fn paged_attention(
+        &self,
+        round: &Round,
+        at: usize,
+        layer: usize,
+        heads: Heads,
+    ) -> PagedAttention {
+        let Round { program, call, .. } = round;
+        let node = &program.graph.nodes[at];
+        PagedAttention {
+            half: self.half,
+            q: self.locate(round, node.inputs[0]),
+            out: node.output.map_or(0, |v| self.locate(round, v)),
+            kv: self.kv(layer, heads),
+            sequences: call.sequences,
+            n_seqs: call.n_sequences,
+            page_table: call.page_table,
+            max_keys: self.plan.options.context_tokens,
+            max_splits: cuda::decode_splits(heads.n_kv_heads, self.multiprocessors),
+            partials: self.addresses.of(|w| &w.attention),
+            arrivals: self.addresses.of(|w| &w.arrivals),
+        }
+    }
+
     /// Whether the norm `at` is computed by the linear layer after it: the same bits, a launch less. So it is when
     /// few rows are decoded.
-    fn is_prologue(&self, round: &Round, at: usize, weights: &Weights) -> bool {
+    pub(super) fn is_prologue(&self, round: &Round, at: usize, weights: &Weights) -> bool {
         let Some(Op::Linear { parts, k, .. }) = round.program.graph.nodes.get(at + 1).map(|n| &n.op) else {
             return false;
         };
@@ -348,7 +393,7 @@ impl Steps<'_> {
         Ok(Some(bits.into_iter().map(number).collect()))
     }
 
-    fn describe(&self, program: &Program, at: usize) -> String {
+    pub(super) fn describe(&self, program: &Program, at: usize) -> String {
         let node = &program.graph.nodes[at];
         let name = node.output.map_or("", |v| program.graph.value(v).name.as_str());
         format!("{} step {at}, {} {name}", program.name, node.op.name())
