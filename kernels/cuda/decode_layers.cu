@@ -2,7 +2,7 @@
 // math    a list of steps, each a linear layer (linear.cuh, norm.cuh for its prologue) with or without attention before it
 //         (paged_attn.cuh): the same functions, and so the same bits, as launched one by one
 // order   that of the list. Between an op and one that reads its results all blocks meet at a barrier in global memory
-// launch  cooperative, one CTA of 256 threads per SM: they wait for each other. A ring of stages of weights, as in
+// launch  cooperative, at most one CTA of 256 threads per SM: they wait for each other. A ring of stages of weights, as in
 //         linear.cuh, that runs through all layers: while blocks wait at a barrier, normalise rows or attend, the
 //         weights of what comes next are on their way, of as many layers as the ring holds
 // needs   what linear.cuh and paged_attn.cuh need; as few rows as in the kernels of a norm; at most QWENVL_DECODE_GROUPS

@@ -32,12 +32,25 @@ pub struct DecodeLayers {
     pub kind: WeightKind,
     /// The type of activations.
     pub half: Half,
-    /// `[n_steps]`, as [`Kernels::decode_steps`] gives them.
+    /// Where [`StepList::bytes`] are.
     pub steps: Address,
-    /// How many.
+    /// [`StepList::n_steps`].
     pub n_steps: usize,
+    /// [`StepList::blocks`].
+    pub blocks: usize,
     /// A u32: zero before the first launch, and after each.
     pub arrived: Address,
+}
+
+/// The steps of a launch as the device takes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepList {
+    /// [`STEP_BYTES`] for each.
+    pub bytes: Vec<u8>,
+    /// How many.
+    pub n_steps: usize,
+    /// Blocks that have something to do in one of them; more would only wait.
+    pub blocks: usize,
 }
 
 fn kernel_name(kind: WeightKind, half: Half) -> Option<Name> {
@@ -60,19 +73,23 @@ impl Kernels {
         }
     }
 
-    /// The steps of a launch as the device takes them.
+    /// The list of steps for a launch.
     ///
     /// # Errors
     /// [`super::Error::Shape`] if the kernel does not take one of them.
-    pub fn decode_steps(&self, steps: &[DecodeStep]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(steps.len() * STEP_BYTES);
+    pub fn decode_steps(&self, steps: &[DecodeStep]) -> Result<StepList> {
+        let mut list = StepList { bytes: Vec::new(), n_steps: steps.len(), blocks: 1 };
+        list.bytes.reserve_exact(steps.len() * STEP_BYTES);
         for step in steps {
             let encoded = self.decode_step(step)?;
+            let attention = &encoded.attention;
+            let splits = (attention.n_seqs * attention.kv.kv_heads * attention.slots) as usize;
+            list.blocks = list.blocks.max(step.linear.n_runs).max(splits.min(self.sm_count as usize));
             // SAFETY: the struct has no padding, which the sizes of its fields show; see `abi.h`.
             let raw = unsafe { std::slice::from_raw_parts((&raw const encoded).cast::<u8>(), STEP_BYTES) };
-            bytes.extend_from_slice(raw);
+            list.bytes.extend_from_slice(raw);
         }
-        Ok(bytes)
+        Ok(list)
     }
 
     fn decode_step(&self, step: &DecodeStep) -> Result<abi::QwenvlDecodeStep> {
@@ -117,6 +134,9 @@ impl Kernels {
     pub unsafe fn decode_layers(&self, stream: &CudaStream, layers: &DecodeLayers) -> Result<()> {
         let rows = self.decode_layers_rows(layers.kind, layers.half);
         check(KERNEL, rows > 0, || format!("no kernel for {:?} weights on this device", layers.kind))?;
+        check(KERNEL, (1..=self.sm_count as usize).contains(&layers.blocks), || {
+            format!("{} blocks on {} multiprocessors", layers.blocks, self.sm_count)
+        })?;
         let name = kernel_name(layers.kind, layers.half).expect("one that takes rows");
         let p = abi::QwenvlDecodeLayers {
             steps: layers.steps as *const abi::QwenvlDecodeStep,
@@ -125,6 +145,6 @@ impl Kernels {
             unused: 0,
         };
         // SAFETY: the caller's promise.
-        unsafe { self.launch_cooperative(stream, &name, self.sm_count, 256, &p) }
+        unsafe { self.launch_cooperative(stream, &name, layers.blocks as u32, 256, &p) }
     }
 }

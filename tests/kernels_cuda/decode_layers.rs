@@ -232,9 +232,17 @@ fn one_by_one(steps: &[DecodeStep]) {
 
 fn in_one(half: Half, steps: &[DecodeStep], arrived: &Buffer<u32>) {
     let kernels = &gpu().kernels;
-    let on_device = Buffer::of(&kernels.decode_steps(steps).unwrap());
+    let list = kernels.decode_steps(steps).unwrap();
+    let on_device = Buffer::of(&list.bytes);
     let kind = steps[0].linear.kind;
-    let layers = DecodeLayers { kind, half, steps: on_device.at, n_steps: steps.len(), arrived: arrived.at };
+    let layers = DecodeLayers {
+        kind,
+        half,
+        steps: on_device.at,
+        n_steps: list.n_steps,
+        blocks: list.blocks,
+        arrived: arrived.at,
+    };
     // SAFETY: as above.
     unsafe { kernels.decode_layers(&stream(), &layers) }.unwrap();
     stream().synchronize().unwrap();

@@ -59,9 +59,10 @@ impl Steps<'_> {
             return Ok(None);
         }
         // What the kernel does not take is no error: the others do.
-        let Ok(bytes) = self.kernels.decode_steps(&listed) else { return Ok(None) };
-        let launch = DecodeLayers { kind, half, steps: address, n_steps: listed.len(), arrived };
-        Ok(Some((Layers { steps: range, launch }, bytes)))
+        let Ok(list) = self.kernels.decode_steps(&listed) else { return Ok(None) };
+        let (n_steps, blocks) = (list.n_steps, list.blocks);
+        let launch = DecodeLayers { kind, half, steps: address, n_steps, blocks, arrived };
+        Ok(Some((Layers { steps: range, launch }, list.bytes)))
     }
 
     /// Launches the steps of `layers`.
