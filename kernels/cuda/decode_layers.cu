@@ -124,7 +124,7 @@ template <class C> __device__ __forceinline__ void load_rows(const Linear<C> &op
         const u16 *x = static_cast<const u16 *>(op.p.x) + static_cast<u64>(row) * op.p.ldx;
         uint4 v[VECTORS];
 #pragma unroll
-        for (u32 i = 0; i < VECTORS; i++) {
+        for (u32 i = 0; i < VECTORS && i * THREADS < count * 16; i++) {
             u32 at = i * THREADS + threadIdx.x, group = first + at / 16;
             u32 column = (group < op.groups ? group : group - op.groups) * 128 + at % 16 * 8;
             v[i] = make_uint4(0, 0, 0, 0);
@@ -133,7 +133,7 @@ template <class C> __device__ __forceinline__ void load_rows(const Linear<C> &op
             }
         }
 #pragma unroll
-        for (u32 i = 0; i < VECTORS; i++) {
+        for (u32 i = 0; i < VECTORS && i * THREADS < count * 16; i++) {
             u32 at = i * THREADS + threadIdx.x;
             if (at < count * 16) {
                 *reinterpret_cast<uint4 *>(op.smem + C::ROWS_AT + row * C::ROW_BYTES + at * 16) = v[i];

@@ -140,6 +140,28 @@ pub struct ChunkTouch {
     pub written_sectors: u32,
 }
 
+impl WarpChain {
+    fn zip(&self, other: &WarpChain, f: impl Fn(u64, u64) -> u64) -> WarpChain {
+        WarpChain {
+            instructions: f(self.instructions, other.instructions),
+            barriers: f(self.barriers, other.barriers),
+            global_rounds: f(self.global_rounds, other.global_rounds),
+            shared_rounds: f(self.shared_rounds, other.shared_rounds),
+            mma_chain: f(self.mma_chain, other.mma_chain),
+        }
+    }
+
+    /// What was done since `other`.
+    pub(crate) fn minus(&self, other: &WarpChain) -> WarpChain {
+        self.zip(other, u64::saturating_sub)
+    }
+
+    /// Adds another chain to this one.
+    pub(crate) fn add(&mut self, other: &WarpChain) {
+        *self = self.zip(other, |a, b| a + b);
+    }
+}
+
 impl MemoryCount {
     /// Adds another count to this one.
     pub fn add(&mut self, other: &MemoryCount) {

@@ -400,7 +400,7 @@ fn run_cta(cx: &mut Cx) -> CtaStop {
             match stop {
                 WarpStop::Done => {
                     moved = true;
-                    let chain = warp.chain;
+                    let chain = warp.own_chain();
                     cx.stats.longest_of(&chain);
                     cx.stats.global_rounds += chain.global_rounds;
                     cx.cta.instructions += chain.instructions;

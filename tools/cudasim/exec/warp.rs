@@ -67,6 +67,9 @@ pub(crate) struct Join {
 }
 
 /// A polled location and what was read there.
+/// Instructions from a poll to the next of the same wait, at most.
+const POLL_INSTRUCTIONS: u64 = 64;
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Poll {
     pc: u32,
@@ -90,6 +93,10 @@ pub(crate) struct Warp {
     /// Length of the chain of `mma` by accumulator row.
     pub(crate) mma_depth: Vec<(u32, u32)>,
     polls: [Poll; 4],
+    /// The last poll, and what the warp had done by then.
+    last_poll: (u32, WarpChain),
+    /// What polls did beyond the first of each wait: waiting for others, no work of its own.
+    repeated: WarpChain,
     /// Polls in a row that saw nothing new.
     pub(crate) spins: u32,
     /// Polls that saw something new.
@@ -119,6 +126,8 @@ impl Warp {
             shared_pending: false,
             mma_depth: Vec::new(),
             polls: [Poll::default(); 4],
+            last_poll: (NONE, WarpChain::default()),
+            repeated: WarpChain::default(),
             spins: 0,
             news: 0,
             changed: [0; 4],
@@ -337,6 +346,12 @@ impl Warp {
 
     /// Notes what a poll saw. `hash` covers addresses and values.
     pub(crate) fn poll(&mut self, pc: u32, hash: u64, address: u64) {
+        let (last_pc, last) = self.last_poll;
+        let since = self.chain.minus(&last);
+        if last_pc == pc && since.instructions <= POLL_INSTRUCTIONS && since.barriers == 0 {
+            self.repeated.add(&since);
+        }
+        self.last_poll = (pc, self.chain);
         let slot = &mut self.polls[pc as usize % 4];
         if slot.pc == pc && slot.hash == hash {
             self.spins += 1;
@@ -347,6 +362,11 @@ impl Warp {
             self.news = self.news.wrapping_add(1);
             self.own_lock = false;
         }
+    }
+
+    /// What it did, each wait for others with one poll.
+    pub(crate) fn own_chain(&self) -> WarpChain {
+        self.chain.minus(&self.repeated)
     }
 
     /// Notes that an atomic of this warp changed a location.
