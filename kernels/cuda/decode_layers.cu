@@ -18,6 +18,7 @@
 template <class T, class W, int KB, int STAGES>
 struct DecodeConfig : LinearConfig<T, W, 8, 1, KB, STAGES, false, LARGE_SMALL(2, 1)> {
     using Base = LinearConfig<T, W, 8, 1, KB, STAGES, false, LARGE_SMALL(2, 1)>;
+    static constexpr int JOIN_VECTORS = 24; // there are registers enough
     static constexpr u32 SUMS_BYTES = W::LIFTED ? QWENVL_DECODE_GROUPS * 8 : 0;
     static constexpr u32 ROWS_AT = Base::SUMS_AT + SUMS_BYTES, ROW_BYTES = QWENVL_DECODE_GROUPS * 256 + 64;
     // Attention lies where results and rows of linear layers do.
@@ -58,33 +59,43 @@ struct GridBarrier {
 
 // The weights of this block in all steps, stage after stage.
 template <class C> struct WeightStream {
+    // Of a step, asked for a step ahead.
+    struct Layer {
+        const void *w;
+        u32 n, k, n_runs;
+    };
     const QwenvlDecodeStep *steps;
     u32 n_steps, step;
-    LinearRuns<C> runs; // of the step
+    Layer next; // of `step` before `start`, then of the one after it
+    LinearRuns<C> runs;
     LinearCursor at;
     LinearCopies<C> weights;
+    const void *w;
+    u32 n;
 
     __device__ __forceinline__ WeightStream(const QwenvlDecodeLayers &p, u32 smem_at)
-        : steps(p.steps), n_steps(p.n_steps), step(0), runs(1, 1, 1), at(), weights(smem_at) {
+        : steps(p.steps), n_steps(p.n_steps), step(0), next(layer(0)), runs(1, 1, 1), at(), weights(smem_at) {
         start();
+    }
+
+    __device__ __forceinline__ Layer layer(u32 step) const {
+        const QwenvlLinear &p = steps[min(step, n_steps - 1)].linear;
+        auto w = reinterpret_cast<const u64 *>(&p.w);
+        return {reinterpret_cast<const void *>(__ldg(w)), __ldg(&p.n), __ldg(&p.k), __ldg(&p.n_runs)};
     }
 
     // The first stage from `step` on.
     __device__ __forceinline__ void start() {
         for (; step < n_steps; step++) {
-            const QwenvlLinear &p = steps[step].linear;
-            runs = LinearRuns<C>(__ldg(&p.n), __ldg(&p.k), __ldg(&p.n_runs));
+            runs = LinearRuns<C>(next.n, next.k, next.n_runs);
+            w = next.w;
+            n = next.n;
+            next = layer(step + 1);
             if (blockIdx.x < runs.n_runs) {
                 at = runs.segment_of(blockIdx.x, runs.run_start(blockIdx.x) / runs.groups);
-                return aim();
+                return weights.aim(w, n, runs.groups, at.tile, at.stage);
             }
         }
-    }
-
-    __device__ __forceinline__ void aim() {
-        const QwenvlLinear &p = steps[step].linear;
-        auto w = reinterpret_cast<const u64 *>(&p.w);
-        weights.aim(reinterpret_cast<const void *>(__ldg(w)), __ldg(&p.n), runs.groups, at.tile, at.stage);
     }
 
     // Starts the copies of a stage, `to` bytes into the ring, and moves on.
@@ -96,7 +107,7 @@ template <class C> struct WeightStream {
             if (at.stage == at.end) {
                 at = runs.segment_of(blockIdx.x, at.segment + 1);
                 if (at.stage < at.end) {
-                    aim();
+                    weights.aim(w, n, runs.groups, at.tile, at.stage);
                 } else {
                     step++;
                     start();
@@ -212,19 +223,23 @@ template <class C> __device__ __forceinline__ void decode_layers(const QwenvlDec
     }
     RingPlace ring = {0, C::RING_BYTES - C::STAGE_BYTES};
     QwenvlDecodeStep *steps = reinterpret_cast<QwenvlDecodeStep *>(smem + C::STEPS_AT); // this one and the next
-    auto load_step = [&](u32 step) {
-        if (threadIdx.x < STEP_VECTORS && step < p.n_steps) {
-            reinterpret_cast<uint4 *>(steps + step % 2)[threadIdx.x] =
-                __ldg(reinterpret_cast<const uint4 *>(p.steps + step) + threadIdx.x);
+    const bool has_vector = threadIdx.x < STEP_VECTORS; // of a step
+    auto ask_step = [&](u32 step) {
+        const uint4 *from = reinterpret_cast<const uint4 *>(p.steps + min(step, p.n_steps - 1)) + threadIdx.x;
+        return has_vector ? __ldg(from) : make_uint4(0, 0, 0, 0);
+    };
+    auto keep_step = [&](u32 step, uint4 vector) {
+        if (has_vector) {
+            reinterpret_cast<uint4 *>(steps + step % 2)[threadIdx.x] = vector;
         }
     };
-    load_step(0);
+    keep_step(0, ask_step(0));
     __syncthreads();
     GridBarrier barrier = {p.arrived, 0};
 #pragma unroll 1
     for (u32 at = 0; at < p.n_steps; at++) {
         const QwenvlDecodeStep &step = steps[at % 2];
-        load_step(at + 1);
+        uint4 next = ask_step(at + 1);
         barrier.wait();
         if (step.attention.n_seqs > 0) {
             attention<typename C::T>(step.attention, *reinterpret_cast<PagedShared *>(smem + C::ATTENTION_AT));
@@ -232,6 +247,7 @@ template <class C> __device__ __forceinline__ void decode_layers(const QwenvlDec
             barrier.wait();
         }
         linear<C>(step.linear, stream, ring, smem);
+        keep_step(at + 1, next);
         barrier.arrive(at + 1 == p.n_steps);
     }
 }

@@ -41,6 +41,8 @@ struct LinearConfig {
     // Normalised rows of all inputs: two of them lie in different halves of the banks.
     static constexpr u32 ROWS_AT = SUMS_AT + SUMS_BYTES, ROW_BYTES = NORM_VECTORS * THREADS * 4 * 2 + 64;
     static constexpr u32 SMEM_BYTES = ROWS_AT + NORM * ROW_BYTES;
+    // float4 of other runs' sums that a lane has under way when it joins them.
+    static constexpr int JOIN_VECTORS = 16;
     // Kernels for few rows and for small tiles keep to half of the registers.
     static constexpr int BLOCKS = NT <= 2 || WARPS < 8 ? 2 : 1;
     static_assert(!W::GROUPED || KB == 4, "a stage is a record");

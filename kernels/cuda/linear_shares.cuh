@@ -115,7 +115,7 @@ template <class C> struct LinearShare : LinearRuns<C> {
         if (first == last) {
             return true;
         }
-        constexpr int VECTORS = PAIRS * 2 * NT, AT_ONCE = VECTORS < 16 ? 16 / VECTORS : 1;
+        constexpr int VECTORS = PAIRS * 2 * NT, AT_ONCE = VECTORS < C::JOIN_VECTORS ? C::JOIN_VECTORS / VECTORS : 1;
         auto place = [&](u32 run) {
             u32 at = 2 * run + (run_start(run) < strip * groups ? 1 : 0);
             return reinterpret_cast<float4 *>(p.partials) + static_cast<u64>(at) * VECTORS * THREADS + warp * 32 + t * 8 + g;
