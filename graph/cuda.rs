@@ -20,6 +20,8 @@ pub const SAMPLE_SLICE: usize = 1024;
 pub const DECODE_STEP_BYTES: usize = 288;
 /// Most rows of that kernel.
 pub const DECODE_LAYERS_ROWS: usize = 2;
+/// Most groups of 128 inputs in a run of its layers.
+pub const DECODE_LAYERS_GROUPS: usize = 72;
 /// Where its lists of steps start, after a counter.
 pub const DECODE_LAYERS_ALIGN: u64 = 16;
 /// Bytes in which the sampler counts the ids of a row: two u64 for each of 1024 bins.
@@ -160,6 +162,54 @@ pub fn is_prologue(graph: &Graph, step: usize) -> bool {
     };
     let is_read = |id| graph.nodes[step + 2..].iter().any(|node| node.inputs.contains(&id));
     next.inputs[0] == output && !is_read(output) && is_read(norm.inputs[0])
+}
+
+/// The steps of a decoder between its embedding and its last rows that one kernel can run for a few new tokens: linear
+/// layers, norms that are their prologues, attention.
+pub fn layer_steps(graph: &Graph) -> Range<usize> {
+    let start =
+        graph.nodes.iter().position(|node| matches!(node.op, Op::Embed { .. })).map_or(0, |at| at + 1);
+    let is_of_layer = |at: &usize| match graph.nodes[*at].op {
+        Op::Linear { .. } | Op::PagedAttention { .. } => true,
+        Op::RmsNorm { .. } => is_prologue(graph, *at),
+        _ => false,
+    };
+    let all = (start..graph.nodes.len()).take_while(is_of_layer);
+    let last = all.filter(|at| matches!(graph.nodes[*at].op, Op::Linear { .. })).last();
+    start..last.map_or(start, |at| at + 1)
+}
+
+/// Whether [`layer_steps`] run in one kernel for so many rows on a device with so many multiprocessors, as far as a
+/// configuration says: one format with a kernel for it, inputs in order, and runs short enough.
+pub fn runs_in_one_kernel(
+    graph: &Graph,
+    quantization: Quantization,
+    rows: usize,
+    multiprocessors: usize,
+) -> bool {
+    let linears = layer_steps(graph).filter_map(|at| match &graph.nodes[at].op {
+        Op::Linear { parts, k, .. } => {
+            let is_dense = !is_quantised(graph, parts[0].weight);
+            let kind = if is_dense { WeightKind::Dense } else { WeightKind::planned(quantization, *k).0 };
+            Some((
+                parts.iter().map(|p| p.n).sum::<usize>(),
+                *k,
+                kind,
+                !is_dense && sorts_inputs(quantization, *k),
+            ))
+        }
+        _ => None,
+    });
+    let linears: Vec<_> = linears.collect();
+    let Some(&(_, _, kind, _)) = linears.first() else { return false };
+    let fits = |&(n, k, of, sorts): &(usize, usize, WeightKind, bool)| {
+        let groups = k.div_ceil(RECORD);
+        let in_run = (n.div_ceil(STRIP) * groups).div_ceil(n_runs(n, k, multiprocessors));
+        of == kind && !sorts && in_run.min(groups) <= DECODE_LAYERS_GROUPS
+    };
+    rows <= DECODE_LAYERS_ROWS
+        && matches!(kind, WeightKind::Int4 | WeightKind::Int8 | WeightKind::Dense)
+        && linears.iter().all(fits)
 }
 
 /// Device memory beside the arena, the KV cache and the visual rows, as byte ranges of one block.

@@ -4,11 +4,13 @@
 //! the kernels are designed for, and what the simulator makes of them as they are. Each constant names where it
 //! comes from. Whoever shows a number from here says that it is modelled.
 
+use std::ops::Range;
+
 use crate::builder::WeightKind;
 use crate::cuda;
 use crate::device::{Device, DeviceKind};
 use crate::fit::{CARD_INPUT_TOKENS, CARD_OUTPUT_TOKENS, CardRow};
-use crate::op::Op;
+use crate::op::{LinearPart, Op};
 use crate::plan::{Plan, Program};
 use crate::shape::Sizes;
 use crate::weights::WeightFormat;
@@ -35,13 +37,19 @@ pub struct Rates {
     pub linear_matrix: f64,
     /// Attention over many rows.
     pub attention_matrix: f64,
+    /// Where one kernel runs all layers, what a linear layer or attention takes beside its work: rows and norms, sums
+    /// that are joined, the barrier to the next.
+    pub layer_step_s: f64,
+    /// There, work on weights and keys as a share of the least time that reading them takes.
+    pub layer_work: f64,
 }
 
 /// What the kernels are designed for.
 ///
 /// Launches: 1.3 µs from node to node on an H100 (Hazy Research, "no bubbles", 2025), taken for all, and 1 µs in
 /// which a kernel fills and drains the memory pipeline. Matrix rates: cuBLAS reaches 0.80 to 0.85 in long
-/// products, FlashAttention-2 reports 0.50 to 0.73.
+/// products, FlashAttention-2 reports 0.50 to 0.73. Steps within one kernel: 1 to 1.5 µs for a barrier of all blocks, as
+/// much for what comes before and after it.
 pub const DESIGN: Rates = Rates {
     launch_s: 2.3e-6,
     linear_launch_s: 2.3e-6,
@@ -52,13 +60,16 @@ pub const DESIGN: Rates = Rates {
     other_floor_s: 0.0,
     linear_matrix: 0.75,
     attention_matrix: 0.65,
+    layer_step_s: 2.5e-6,
+    layer_work: 0.4,
 };
 
 /// What the simulator's model of an A100 80 GB (`tools/cudasim/MODEL.md`, itself good for 15 to 40 %) makes of the
 /// kernels as they are: lines through the times of `benches/kernels_cuda.txt`, and 1.3 µs from node to node of a
 /// graph. In µs, one row: 72B int4 norm and qkv 28.3, o 22.7, norm, gate and up 153.5, down 77.2; heads of 72B and
 /// 2B 1448 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.5, 11.3, 16.1, 35.8 and 73.9; a
-/// norm of 8,192 columns 2.7. At 2,048 rows 0.75 to 0.84 of the matrix peak for 7B and 72B; prefill attention of 2,048
+/// norm of 8,192 columns 2.7. All layers in one kernel, in µs a layer after 256 tokens: 72B 275, 7B 74.5, 2B 23.5; of these
+/// the longest warp is busy 122, 45.5 and 23.5. At 2,048 rows 0.75 to 0.84 of the matrix peak for 7B and 72B; prefill attention of 2,048
 /// tokens 0.69 to 0.74, after 4,096 others 0.65 to 0.76; vision attention 0.80. The lines reproduce the decode times
 /// within 6 %.
 pub const SIMULATED: Rates = Rates {
@@ -71,6 +82,8 @@ pub const SIMULATED: Rates = Rates {
     other_floor_s: 0.4e-6,
     linear_matrix: 0.78,
     attention_matrix: 0.7,
+    layer_step_s: 3.6e-6,
+    layer_work: 0.41,
 };
 
 /// A step's time and what sets it.
@@ -105,8 +118,10 @@ impl Plan {
     pub fn token_parts(&self, rates: &Rates, context: usize) -> Option<Vec<TokenPart>> {
         let (program, sizes) = (&self.decode, Sizes::decode(1, context));
         let mut parts: Vec<TokenPart> = Vec::new();
-        for (at, node) in program.graph.nodes.iter().enumerate() {
-            let time = self.step_time(rates, program, at, &sizes)?;
+        let layers = self.steps_in_one_kernel(program, &sizes);
+        for (at, (node, time)) in
+            program.graph.nodes.iter().zip(self.times(rates, program, &sizes)?).enumerate()
+        {
             let bound_s = program.step_cost(at, &sizes).bytes() as f64 / self.device.read_bytes_per_s;
             let name = match &node.op {
                 Op::Linear { parts, .. } => {
@@ -124,7 +139,7 @@ impl Plan {
                 }
                 None => parts.push(TokenPart {
                     name,
-                    kernel: program.kernels[at].name,
+                    kernel: if layers.contains(&at) { "decode_layers" } else { program.kernels[at].name },
                     steps: 1,
                     seconds: time.seconds,
                     bound_s,
@@ -136,7 +151,52 @@ impl Plan {
         Some(parts)
     }
 
-    /// The modelled time of one step at the given sizes; `None` for devices that are not modelled.
+    /// The steps of a program that one kernel runs at the given sizes, none if there are no such.
+    fn steps_in_one_kernel(&self, program: &Program, sizes: &Sizes) -> Range<usize> {
+        let DeviceKind::Cuda { multiprocessors } = self.device.kind else { return 0..0 };
+        let (graph, quantization) = (&program.graph, self.config.quantization);
+        // Prompts have more tokens than rows of logits.
+        let is_decode = program.name == self.decode.name && sizes.tokens == sizes.logit_rows;
+        if is_decode && cuda::runs_in_one_kernel(graph, quantization, sizes.tokens, multiprocessors) {
+            cuda::layer_steps(graph)
+        } else {
+            0..0
+        }
+    }
+
+    /// The modelled times of all steps at the given sizes.
+    fn times(&self, rates: &Rates, program: &Program, sizes: &Sizes) -> Option<Vec<StepTime>> {
+        let one_by_one = (0..program.graph.nodes.len()).map(|at| self.step_time(rates, program, at, sizes));
+        let mut times = one_by_one.collect::<Option<Vec<StepTime>>>()?;
+        let layers = self.steps_in_one_kernel(program, sizes);
+        // Weights are on their way all the time: either they set the pace, or what is done with them and between them.
+        let (mut moving, mut working) = (Vec::new(), Vec::new());
+        for at in layers.clone() {
+            let bytes_s = program.step_cost(at, sizes).bytes() as f64 / self.device.read_bytes_per_s;
+            let (bandwidth, step_s) = match &program.graph.nodes[at].op {
+                Op::Linear { parts, .. } if is_dense(program, parts) => {
+                    (rates.dense_bandwidth, rates.layer_step_s)
+                }
+                Op::Linear { .. } => (rates.integer_bandwidth, rates.layer_step_s),
+                Op::PagedAttention { .. } => (rates.attention_bandwidth, rates.layer_step_s),
+                // Part of the layer after it.
+                _ => (f64::INFINITY, 0.0),
+            };
+            moving.push(bytes_s / bandwidth);
+            working.push(if step_s > 0.0 { step_s + rates.layer_work * bytes_s } else { 0.0 });
+        }
+        let is_moving = moving.iter().sum::<f64>() > working.iter().sum::<f64>();
+        let (seconds, limiter) = if is_moving { (moving, "bandwidth") } else { (working, "latency") };
+        for (at, seconds) in layers.clone().zip(seconds) {
+            times[at] = StepTime { seconds, limiter };
+        }
+        if let Some(first) = times.get_mut(layers.start).filter(|_| !layers.is_empty()) {
+            first.seconds += rates.launch_s;
+        }
+        Some(times)
+    }
+
+    /// The modelled time of one step in a launch of its own at the given sizes; `None` for devices that are not modelled.
     pub fn step_time(
         &self,
         rates: &Rates,
@@ -149,8 +209,7 @@ impl Plan {
 
     /// The modelled time of a program at the given sizes, seconds.
     pub fn program_time(&self, rates: &Rates, program: &Program, sizes: &Sizes) -> Option<f64> {
-        let time = |at| self.step_time(rates, program, at, sizes).map(|t| t.seconds);
-        (0..program.graph.nodes.len()).map(time).sum()
+        Some(self.times(rates, program, sizes)?.iter().map(|time| time.seconds).sum())
     }
 
     /// The model card's speed table as modelled: one sequence, prompts in the plan's chunks.
@@ -180,6 +239,11 @@ impl Plan {
     }
 }
 
+fn is_dense(program: &Program, parts: &[LinearPart]) -> bool {
+    let kind = program.graph.weight(parts[0].weight).kind;
+    matches!(kind, WeightKind::Matrix { format: WeightFormat::Dense(_), .. })
+}
+
 fn time(device: &Device, rates: &Rates, program: &Program, step: usize, sizes: &Sizes) -> Option<StepTime> {
     let DeviceKind::Cuda { .. } = device.kind else { return None };
     let decodes = sizes.tokens == sizes.logit_rows;
@@ -192,11 +256,8 @@ fn time(device: &Device, rates: &Rates, program: &Program, step: usize, sizes: &
             return Some(StepTime { seconds: 0.0, limiter: "latency" });
         }
         Op::Linear { parts, .. } => {
-            let is_dense = matches!(
-                program.graph.weight(parts[0].weight).kind,
-                WeightKind::Matrix { format: WeightFormat::Dense(_), .. }
-            );
-            let bandwidth = if is_dense { rates.dense_bandwidth } else { rates.integer_bandwidth };
+            let bandwidth =
+                if is_dense(program, parts) { rates.dense_bandwidth } else { rates.integer_bandwidth };
             let launch = if decodes { rates.linear_launch_s } else { rates.launch_s };
             (bandwidth, rates.linear_matrix, 0.0, launch)
         }

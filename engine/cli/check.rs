@@ -124,7 +124,7 @@ fn cuda(report: &mut Value, mut out: Option<&mut impl Write>) -> std::io::Result
                         for t in &tests {
                             let verdict = if t.passed() { "PASS" } else { "FAIL" };
                             let numbers = t.activation.name();
-                            say!("{verdict}  {:<12} {numbers:<5} {:<42} {:.2}", t.kernel, t.job, t.worst);
+                            say!("{verdict}  {:<13} {numbers:<5} {:<42} {:.2}", t.kernel, t.job, t.worst);
                         }
                         let failed = tests.iter().filter(|t| !t.passed()).count();
                         say!(

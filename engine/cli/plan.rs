@@ -139,7 +139,7 @@ fn print_token(out: &mut impl Write, plan: &Plan) -> std::io::Result<()> {
     let cells = |cells: [String; 4]| cells.map(|c| format!("{c:>17}")).concat();
     writeln!(
         out,
-        "{:>5} {:<26} {:<11}{}",
+        "{:>5} {:<26} {:<13}{}",
         "steps",
         "input",
         "kernel",
@@ -150,7 +150,7 @@ fn print_token(out: &mut impl Write, plan: &Plan) -> std::io::Result<()> {
         let cell = |i: usize| format!("{:.3} ({:.3})", same(i).seconds * 1e3, same(i).bound_s * 1e3);
         writeln!(
             out,
-            "{:>5} {:<26} {:<11}{}  {}",
+            "{:>5} {:<26} {:<13}{}  {}",
             part.steps,
             part.name,
             part.kernel,
@@ -162,7 +162,7 @@ fn print_token(out: &mut impl Write, plan: &Plan) -> std::io::Result<()> {
         let total = |f: fn(&TokenPart) -> f64| parts[i].iter().map(f).sum::<f64>() * 1e3;
         format!("{:.3} ({:.3})", total(|p| p.seconds), total(|p| p.bound_s))
     };
-    writeln!(out, "{:>5} {:<38}{}", "", "in all", cells([0, 1, 2, 3].map(sum)))?;
+    writeln!(out, "{:>5} {:<40}{}", "", "in all", cells([0, 1, 2, 3].map(sum)))?;
     writeln!(out, "\ntokens/s as the model card measures, with the prefill")?;
     let line = |out: &mut dyn Write, what: &str, values: [f64; 4]| {
         writeln!(out, "{what:<44}{}", cells(values.map(|v| format!("{v:.2}"))))

@@ -125,11 +125,8 @@ template <class C> __device__ __forceinline__ void load_rows(const Linear<C> &op
     using W = typename C::W;
     constexpr u32 VECTORS = (QWENVL_DECODE_GROUPS * 16 + THREADS - 1) / THREADS; // of 16 bytes
     float *row_sums = reinterpret_cast<float *>(op.smem + C::SUMS_AT);
-    if (W::LIFTED && threadIdx.x < C::SUMS_BYTES / 4) {
-        row_sums[threadIdx.x] = 0.0f; // also of the row that is none
-    }
-    if (W::LIFTED) {
-        __syncthreads();
+    if (W::LIFTED && threadIdx.x < C::SUMS_BYTES / 4 && threadIdx.x % 2 >= op.p.m) {
+        row_sums[threadIdx.x] = 0.0f; // of the row that is none
     }
     for (u32 row = 0; row < op.p.m; row++) {
         const u16 *x = static_cast<const u16 *>(op.p.x) + static_cast<u64>(row) * op.p.ldx;
@@ -234,7 +231,6 @@ template <class C> __device__ __forceinline__ void decode_layers(const QwenvlDec
         }
     };
     keep_step(0, ask_step(0));
-    __syncthreads();
     GridBarrier barrier = {p.arrived, 0};
 #pragma unroll 1
     for (u32 at = 0; at < p.n_steps; at++) {

@@ -11,6 +11,7 @@ use super::{Address, Half, Kernels, Name, Result, abi, check, name};
 /// Bytes of a step on the device; they start at a multiple of 16.
 pub const STEP_BYTES: usize = size_of::<abi::QwenvlDecodeStep>();
 const _: () = assert!(STEP_BYTES == qwenvl_graph::cuda::DECODE_STEP_BYTES);
+const _: () = assert!(abi::QWENVL_DECODE_GROUPS as usize == qwenvl_graph::cuda::DECODE_LAYERS_GROUPS);
 
 const KERNEL: &str = "decode_layers";
 

@@ -270,10 +270,14 @@ fn layers_in_one_launch_have_the_bits_of_layers_one_by_one() {
             n_runs: [7, 4, 30, 9],
             max_splits: 1,
         },
+        // More splits of two sequences than there are blocks.
+        Shape { hidden: 256, kv_heads: 2, group: 3, intermediate: 264, n_runs: [all; 4], max_splits: 54 },
     ];
     for half in if is_mutant() { vec![Half::BF16] } else { HALVES.to_vec() } {
         for format in formats(half) {
-            for (shape, lengths) in shapes.iter().zip([vec![700, 1], vec![66, 300], vec![65]]) {
+            for (shape, lengths) in
+                shapes.iter().zip([vec![700, 1], vec![66, 300], vec![65], vec![8000, 300]])
+            {
                 let layers: Vec<Layer> =
                     (0..3).map(|_| Layer::new(&mut rng, format, half, shape, &lengths)).collect();
                 for m in 1..=gpu().kernels.decode_layers_rows(format.kind, half) {

@@ -47,6 +47,12 @@ const TARGETS: &[Target] = &[
     Target { image: "flash_attn", kernels: &["flash_attn_bf16_64"], soon: &[], all: "flash_attn::" },
     Target { image: "paged_prefill", kernels: &["paged_prefill_bf16_64"], soon: &[], all: "paged_prefill::" },
     Target { image: "paged_attn", kernels: &["paged_attn_bf16"], soon: &[], all: "paged_attn::" },
+    Target {
+        image: "decode_layers",
+        kernels: &["decode_layers_int4_bf16"],
+        soon: &[],
+        all: "decode_layers::",
+    },
     Target { image: "norm", kernels: &["rms_norm_bf16", "layer_norm_bf16"], soon: &[], all: "norm::" },
     Target { image: "embed", kernels: &["embed_bf16", "select_rows"], soon: &[], all: "embed::" },
     Target {

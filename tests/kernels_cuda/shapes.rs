@@ -160,8 +160,8 @@ impl Shapes<'_> {
                 self.steps(model, kind);
             }
         }
-        for n_layers in [1, 2, 3] {
-            for (model, keys) in MODELS.iter().flat_map(|model| [256, 4096].map(|keys| (model, keys))) {
+        for model in &MODELS {
+            for (n_layers, keys) in [(1, 256), (2, 256), (2, 4096)] {
                 self.layers(model, Int4, n_layers, keys);
             }
         }
@@ -422,7 +422,7 @@ impl Shapes<'_> {
         // Rows and vectors of all layers, and the lists.
         let other_bytes = times(2 * h * 4 + sizes[0].0 * 4 + 4 * 288) + kv_bytes + (4 * h) as f64;
         let case = Case {
-            name: format!("{n_layers} layers {} {bits} m=1 {keys} keys", model.name),
+            name: format!("layers {} {bits} m=1, {n_layers} after {keys} keys", model.name),
             bytes: weight_bytes + other_bytes,
             flops: 2.0 * weights + 4.0 * times(keys * width),
             weights,

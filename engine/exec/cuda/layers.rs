@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use qwenvl_graph::{Op, Program};
+use qwenvl_graph::{Op, Program, cuda};
 
 use super::bind::Weights;
 use super::step::{Call, Round, Steps};
@@ -36,11 +36,10 @@ impl Steps<'_> {
         assert_eq!(call.phase, Some(Phase::Decode), "layers of new tokens");
         let round = Round { program, rows: 0..call.rows, call };
         let mut listed: Vec<DecodeStep> = Vec::new();
-        let (mut attention, mut range) = (None, 0..0);
-        for (at, node) in program.graph.nodes.iter().enumerate() {
-            match &node.op {
-                // Ahead of the layers.
-                Op::Embed { .. } => range = at + 1..at + 1,
+        let mut attention = None;
+        let steps = cuda::layer_steps(&program.graph);
+        for at in steps.clone() {
+            match &program.graph.nodes[at].op {
                 Op::RmsNorm { .. } if self.is_prologue(&round, at, weights) => {}
                 Op::PagedAttention { layer, heads } => {
                     attention = Some(self.paged_attention(&round, at, *layer, *heads));
@@ -48,9 +47,8 @@ impl Steps<'_> {
                 Op::Linear { parts, .. } if weights.matrix(parts).inputs.is_none() => {
                     let (linear, norm) = self.linear(&round, at, weights)?;
                     listed.push(DecodeStep { attention: attention.take(), norm, linear });
-                    range.end = at + 1;
                 }
-                _ => break,
+                _ => return Ok(None),
             }
         }
         let Some(first) = listed.first() else { return Ok(None) };
@@ -62,7 +60,7 @@ impl Steps<'_> {
         let Ok(list) = self.kernels.decode_steps(&listed) else { return Ok(None) };
         let (n_steps, blocks) = (list.n_steps, list.blocks);
         let launch = DecodeLayers { kind, half, steps: address, n_steps, blocks, arrived };
-        Ok(Some((Layers { steps: range, launch }, list.bytes)))
+        Ok(Some((Layers { steps, launch }, list.bytes)))
     }
 
     /// Launches the steps of `layers`.

@@ -1,5 +1,7 @@
 //! Whether the kernels compute on a device what the CPU computes.
 
+mod layers;
+
 use std::collections::BTreeMap;
 
 use cudarc::driver::result;
@@ -86,6 +88,15 @@ pub fn self_test(ordinal: usize) -> Result<Vec<KernelTest>> {
             let job = format!("two prompts in pages, tiles of {tile_rows} rows");
             let worst = prefill_attention(&gpu, &kernels, activation, tile_rows)?;
             tests.push(KernelTest { kernel: "paged_prefill", job, activation, worst });
+        }
+    }
+    for activation in [DType::BF16, DType::F16] {
+        for kind in [WeightKind::Int4, WeightKind::Int8, WeightKind::Dense] {
+            let Some(worst) = layers::layers_in_one_launch(&gpu, &kernels, activation, kind)? else {
+                continue;
+            };
+            let job = format!("weights of {} bits, as one by one", kind.bits());
+            tests.push(KernelTest { kernel: "decode_layers", job, activation, worst });
         }
     }
     let worst = sample(&gpu, &kernels)?;
