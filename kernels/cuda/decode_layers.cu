@@ -8,7 +8,7 @@
 // needs   what linear.cuh and paged_attn.cuh need; as few rows as in the kernels of a norm; at most QWENVL_DECODE_GROUPS
 //         groups of inputs in a run; one format of weights for all layers
 // bytes   weights and keys once; rows of X once per block, from L2
-// target  within 5 % of the bytes at 1.80 TB/s where a layer has more of them than fit the rings of all SMs
+// target  ≥ 90 % of the bytes at 1.80 TB/s where a layer has several times what fits the rings of all SMs (7B, 72B)
 // source  one kernel for a whole model: Spector et al., "Look Ma, No Bubbles!" (Hazy Research, 2025); the ring that goes on
 //         through barriers is this project's
 #include "linear.cuh"

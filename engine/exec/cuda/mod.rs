@@ -2,8 +2,8 @@
 //!
 //! All device memory is taken at bind, as the plan states it. A prompt's chunk is launched step by step; a
 //! decode step is one replay of a graph that was captured at bind, for the smallest bucket that holds the
-//! batch: everything that changes from token to token is read from device memory. The only wait inside a
-//! token is the one that reads it.
+//! batch: everything that changes from token to token is read from device memory. For one or two rows all
+//! layers in it are one launch. The only wait inside a token is the one that reads it.
 
 mod bind;
 mod gpu;

@@ -446,6 +446,8 @@ const WORDS: &str = "
   time that the host takes between launches.
 - Within a launch every distinct sector is loaded from DRAM at most once, and none that the launch has written itself,
   which is optimistic for products whose operands exceed L2. Machine instructions are estimated per class unless a cubin gives the ratio.
+- Blocks that wait for each other: what comes before and after a wait is taken to overlap as in any launch, a wait costs
+  its warp one load, and fences nothing. A kernel that reads ahead across its waits comes near that, others do not.
 
 ## Constants
 
