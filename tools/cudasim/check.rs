@@ -37,6 +37,9 @@ pub enum FaultKind {
     InactiveLane,
     /// Two CTAs write the same bytes in one launch without atomics.
     WriteConflict,
+    /// A plain load of what another CTA wrote in this launch and did not publish, or this one did not acquire: fences
+    /// or orders of atomics are missing.
+    UnorderedRead,
 }
 
 impl FaultKind {
@@ -64,6 +67,7 @@ impl FaultKind {
             FaultKind::DivergentBarrier => "divergent barrier",
             FaultKind::InactiveLane => "inactive lane",
             FaultKind::WriteConflict => "two CTAs write the same bytes",
+            FaultKind::UnorderedRead => "nothing orders a read after another CTA's write",
         }
     }
 }
@@ -126,7 +130,7 @@ pub struct Checks {
     pub races: bool,
     /// Races in shared memory between lanes of one warp without `bar.warp.sync`.
     pub warp_races: bool,
-    /// Two CTAs writing the same bytes.
+    /// Two CTAs writing the same bytes, or one reading what another wrote, with nothing that orders them.
     pub write_conflicts: bool,
     /// Divergent barriers and inactive lanes.
     pub divergence: bool,

@@ -343,6 +343,18 @@ impl GlobalMemory {
         self.writers.record_write(addr, bytes, EarlierWrite { cta, instruction })
     }
 
+    /// Of the plain stores to these bytes in this launch one that `unordered` says the CTA of: that CTA, and the
+    /// instruction. It is called with what `record_write` got as the CTA.
+    #[inline]
+    pub fn find_writer(
+        &self,
+        addr: u64,
+        bytes: u64,
+        unordered: impl Fn(u32) -> Option<u64>,
+    ) -> Option<(u64, u16)> {
+        self.writers.find(addr, bytes, unordered)
+    }
+
     /// Marks the sectors of `addr..addr + bytes` as read by this launch, but for those that it has written before: they
     /// are in L2. Addresses outside the device are ignored.
     #[inline]

@@ -80,8 +80,12 @@ pub(crate) struct Cta {
     pub(crate) turns_without_news: u32,
     /// See [`Cx::segment`].
     pub(crate) segment: Option<u32>,
+    /// Those before a fence, not yet published.
+    pub(crate) fenced: Vec<u32>,
     /// When it last saw what others published.
     pub(crate) acquired: u64,
+    /// How much had been published when it last read an atomic or ordered location.
+    pub(crate) observed: u64,
     /// Warp instructions of its warps that ended.
     pub(crate) instructions: u64,
 }
@@ -107,7 +111,9 @@ impl Cta {
             l1: Vec::new(),
             turns_without_news: 0,
             segment: None,
+            fenced: Vec::new(),
             acquired: 0,
+            observed: 0,
             instructions: 0,
         }
     }

@@ -2,7 +2,9 @@
 
 use super::cta::Cta;
 use super::elem::Raw;
+use super::inst::Inst;
 use super::launch::Launching;
+use super::mem::{mem_flag, space};
 use super::stats::Stats;
 use crate::check::FaultKind;
 use crate::memory::Allocation;
@@ -223,18 +225,41 @@ impl<'l> Cx<'l> {
         }
     }
 
-    /// The CTA publishes its earlier writes: an atomic, a fence or an ordered store.
+    /// A fence: the next atomic or ordered store of the CTA publishes what it wrote before.
     #[inline]
-    pub(crate) fn release(&mut self) {
-        if let Some(s) = self.cta.segment.take() {
-            self.launch.close_segment(s);
+    pub(crate) fn fence(&mut self) {
+        self.cta.fenced.extend(self.cta.segment.take());
+        self.cta.acquired = self.cta.acquired.max(self.cta.observed);
+    }
+
+    /// An atomic or an ordered store publishes what was written before a fence, with `.release` all that was. What is in
+    /// shared memory no other CTA sees.
+    #[inline]
+    pub(crate) fn publish(&mut self, i: &Inst) {
+        let [flags, space, ..] = i.aux;
+        if space == space::SHARED {
+            return;
+        }
+        if flags & mem_flag::RELEASE != 0 {
+            self.cta.fenced.extend(self.cta.segment.take());
+        }
+        for segment in self.cta.fenced.drain(..) {
+            self.launch.close_segment(segment);
         }
     }
 
-    /// The CTA sees what others published.
+    /// An atomic or an ordered load read something: what others have published the CTA sees from here on if it has
+    /// `.acquire`, else after a fence.
     #[inline]
-    pub(crate) fn acquire(&mut self) {
-        self.cta.acquired = self.launch.published();
+    pub(crate) fn observe(&mut self, i: &Inst) {
+        let [flags, space, ..] = i.aux;
+        if space == space::SHARED {
+            return;
+        }
+        self.cta.observed = self.launch.published();
+        if flags & mem_flag::ACQUIRE != 0 {
+            self.cta.acquired = self.cta.observed;
+        }
     }
 
     /// Notes what a polling access saw: when it is nothing new for long, the warp gives way.

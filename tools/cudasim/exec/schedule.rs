@@ -347,7 +347,9 @@ fn start(l: &Launching, cta: &mut Cta, linear: u64) {
     cta.l1.fill(0);
     cta.turns_without_news = 0;
     cta.segment = None;
+    cta.fenced.clear();
     cta.acquired = 0;
+    cta.observed = 0;
     cta.instructions = 0;
     let checks = l.options.checks;
     let last = cta.warps.iter().map(|w| w.clock).max().unwrap_or(0);

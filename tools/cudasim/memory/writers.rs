@@ -95,6 +95,73 @@ impl WriterMap {
         conflict
     }
 
+    /// See [`super::GlobalMemory::find_writer`].
+    #[inline]
+    pub(super) fn find(
+        &self,
+        addr: u64,
+        bytes: u64,
+        unordered: impl Fn(u32) -> Option<u64>,
+    ) -> Option<(u64, u16)> {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        let (mut at, end) = (addr - self.base, addr - self.base + bytes);
+        while at < end {
+            let line = at / LINE_BYTES;
+            let next = ((line + 1) * LINE_BYTES).min(end);
+            let record = self.lines.words().get(line as usize)?.load(Ordering::Relaxed);
+            if record >> 52 == epoch
+                && let Some(found) = self.find_in_line(record, epoch, at, next, &unordered)
+            {
+                return Some(found);
+            }
+            at = next;
+        }
+        None
+    }
+
+    /// The same for the bytes `at..end` of one line with its record.
+    fn find_in_line(
+        &self,
+        line: u64,
+        epoch: u64,
+        mut at: u64,
+        end: u64,
+        unordered: &impl Fn(u32) -> Option<u64>,
+    ) -> Option<(u64, u16)> {
+        let asked = |writer: EarlierWrite| unordered(writer.cta).map(|cta| (cta, writer.instruction));
+        if line & WHOLE != 0
+            && let Some(found) = asked(writer_of(line))
+        {
+            return Some(found);
+        }
+        let mut last = None;
+        while line & PARTS != 0 && at < end {
+            let (word, first) = (at / 4, at % 4);
+            let n = (4 - first).min(end - at);
+            let mask = (0xf >> (4 - n)) << first;
+            at += n;
+            let record = self.shadow.words().get(word as usize)?.load(Ordering::Relaxed);
+            if record >> 52 != epoch || record & 0xf != 0 && record & mask == 0 || last == Some(record) {
+                continue;
+            }
+            last = Some(record);
+            let found = if record & 0xf == 0 {
+                let table =
+                    self.mixed[word as usize % MIXED_SHARDS].lock().unwrap_or_else(|e| e.into_inner());
+                let owners = table.get(&word).copied().unwrap_or_default();
+                drop(table);
+                let of_bytes = owners.into_iter().enumerate().filter(|(byte, _)| mask >> byte & 1 == 1);
+                of_bytes.filter_map(|(_, owner)| owner).find_map(asked)
+            } else {
+                asked(writer_of(record))
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
     /// Notes a store to the bytes `at..end` of one line.
     #[inline]
     fn record_line(

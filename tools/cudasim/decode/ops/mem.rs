@@ -33,16 +33,16 @@ pub(super) fn space_of(d: &mut Dec) -> (u8, Option<Space>) {
 pub(super) fn ordering(d: &mut Dec) -> Result<u8> {
     let mut flags = 0;
     let ordered = d.one_of(&[
-        ("volatile", true),
-        ("relaxed", true),
-        ("acquire", true),
-        ("release", true),
-        ("acq_rel", true),
-        ("mmio", true),
-        ("weak", false),
+        ("volatile", Some(0)),
+        ("relaxed", Some(0)),
+        ("acquire", Some(mem_flag::ACQUIRE)),
+        ("release", Some(mem_flag::RELEASE)),
+        ("acq_rel", Some(mem_flag::ACQUIRE | mem_flag::RELEASE)),
+        ("mmio", Some(0)),
+        ("weak", None),
     ]);
-    if ordered == Some(true) {
-        flags |= mem_flag::ORDERED | mem_flag::NO_L1;
+    if let Some(more) = ordered.flatten() {
+        flags |= more | mem_flag::ORDERED | mem_flag::NO_L1;
     }
     if d.one_of(&[("cta", ()), ("gpu", ()), ("sys", ())]).is_none() && d.flag("cluster") {
         return Err(d.unsupported("clusters"));

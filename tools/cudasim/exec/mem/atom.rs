@@ -56,7 +56,7 @@ unsafe fn atom_body<C: Cell, E: Elem, F: F3<E, E, E, E>>(cx: &mut Cx, i: &Inst, 
             return;
         }
         cx.unwritten = false;
-        cx.release();
+        cx.publish(i);
         let (b, c) = (cx.row::<E::Raw>(i.ops[2]), cx.row::<E::Raw>(i.ops[3]));
         let mut out = [E::Raw::default(); 32];
         for l in (0..32).filter(|&l| mask >> l & 1 != 0) {
@@ -76,7 +76,7 @@ unsafe fn atom_body<C: Cell, E: Elem, F: F3<E, E, E, E>>(cx: &mut Cx, i: &Inst, 
         }
         if i.aux[2] != 0 {
             cx.put(i.ops[1], &out, mask);
-            cx.acquire();
+            cx.observe(i);
             cx.poll(mask, &addr, |l| out[l].to_u64());
         }
     }

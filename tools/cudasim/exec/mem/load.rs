@@ -75,7 +75,7 @@ unsafe fn load_body<E: InMemory, const VEC: usize>(cx: &mut Cx, i: &Inst, mask: 
         }
         if i.aux[0] & mem_flag::ORDERED != 0 {
             let row = out[0];
-            cx.acquire();
+            cx.observe(i);
             cx.poll(mask, &addr, |l| row[l].to_u64());
         }
     }
@@ -102,7 +102,7 @@ unsafe fn load_wide_body(cx: &mut Cx, i: &Inst, mask: u32) {
         cx.put(i.ops[1], &out[0], mask);
         cx.put(i.ops[1] + 64, &out[1], mask);
         if i.aux[0] & mem_flag::ORDERED != 0 {
-            cx.acquire();
+            cx.observe(i);
             cx.poll(mask, &addr, |l| out[0][l] ^ out[1][l].rotate_left(32));
         }
     }

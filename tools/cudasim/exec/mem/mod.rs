@@ -47,6 +47,10 @@ pub(crate) mod mem_flag {
     pub(crate) const ORDERED: u8 = 2;
     /// Does not go through L1.
     pub(crate) const NO_L1: u8 = 4;
+    /// What others published is seen from here on.
+    pub(crate) const ACQUIRE: u8 = 8;
+    /// Publishes the writes before it.
+    pub(crate) const RELEASE: u8 = 16;
 }
 
 /// The addresses of the lanes.
@@ -320,13 +324,16 @@ fn global_run(cx: &mut Cx, i: &Inst, start: u64, bytes: u64, access: Access) {
             if !allocation.wholly_initialised() && !memory.is_initialised(allocation, start, bytes) {
                 uninitialised(cx, start);
             }
+            if checks.write_conflicts && i.aux[0] & mem_flag::ORDERED == 0 && allocation.on_device() {
+                check_read(cx, start, bytes);
+            }
         }
         Access::Store => {
             if !allocation.wholly_initialised() {
                 memory.mark_initialised(allocation, start, bytes);
             }
             if i.aux[0] & mem_flag::ORDERED != 0 {
-                cx.release();
+                cx.publish(i);
             } else if checks.write_conflicts && allocation.on_device() {
                 record_write(cx, start, bytes);
             }
@@ -359,6 +366,20 @@ fn record_write(cx: &mut Cx, start: u64, bytes: u64) {
         && let Some(cta) = cx.launch.unordered_writer(earlier.cta, cx.cta.linear, cx.cta.acquired)
     {
         write_conflict(cx, start, cta, earlier.instruction);
+    }
+}
+
+/// Reports a plain load of what another CTA wrote in this launch, when nothing orders it before.
+#[inline]
+fn check_read(cx: &mut Cx, start: u64, bytes: u64) {
+    let (launch, cta, acquired) = (cx.launch, cx.cta.linear, cx.cta.acquired);
+    let unordered = |segment| launch.unordered_writer(segment, cta, acquired);
+    if let Some((writer, instruction)) = launch.memory.find_writer(start, bytes, unordered) {
+        let place = launch.place_of(u32::from(instruction));
+        let block = launch.block_of(writer);
+        cx.warn_pair(FaultKind::UnorderedRead, 0, Some(start), u32::from(instruction), || {
+            format!("block ({}, {}, {}) wrote it at {place} in this launch", block[0], block[1], block[2])
+        });
     }
 }
 

@@ -9,7 +9,7 @@ use crate::check::FaultKind;
 /// `membar` and `fence`.
 pub(crate) unsafe fn membar(cx: &mut Cx, _: &Inst, _: u32) {
     fence(Ordering::SeqCst);
-    cx.release();
+    cx.fence();
 }
 
 /// `nanosleep`: others may run.

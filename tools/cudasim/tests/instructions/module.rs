@@ -124,6 +124,49 @@ fn faults_that_do_not_stop_are_reported() {
 }
 
 #[test]
+fn what_another_cta_wrote_is_read_only_after_it_was_published_and_acquired() {
+    // Block 0 writes a word and says so; block 1 waits for that and reads the word.
+    let faults = |write: &str, read: &str| -> Vec<FaultKind> {
+        let body = format!(
+            ".reg .b32 t, x; .reg .b64 q; .reg .pred p; mov.u32 t, %ctaid.x; ld.param.u64 q, [p0];
+            setp.ne.u32 p, t, 0; @p bra READ; st.global.u32 [q], 7; {write} bra END;
+            READ: {read} ld.global.u32 x, [q]; st.global.u32 [q+8], x; END:"
+        );
+        let out = run(&kernel(1, &body), Config::new(2, 1), &[vec![0; 12]]);
+        assert_eq!(values_of::<u32>(&out.buffers[0])[2], 7, "{write} {read}");
+        out.reports.iter().map(|r| r.kind).collect()
+    };
+    let wait = |load: &str| format!("WAIT: {load} setp.eq.u32 p, x, 0; @p bra WAIT;");
+    let (relaxed, volatile) =
+        (wait("ld.relaxed.gpu.u32 x, [q+4];"), wait("ld.volatile.global.u32 x, [q+4];"));
+    let (acquire, atom) = (wait("ld.acquire.gpu.u32 x, [q+4];"), wait("atom.global.add.u32 x, [q+4], 0;"));
+    let fence = "membar.gl;";
+    let published = [
+        format!("{fence} red.global.add.u32 [q+4], 1;"),
+        format!("{fence} st.volatile.global.u32 [q+4], 1;"),
+        "red.release.gpu.global.add.u32 [q+4], 1;".to_string(),
+        "st.release.gpu.global.u32 [q+4], 1;".to_string(),
+    ];
+    let acquired = [
+        format!("{relaxed} {fence}"),
+        format!("{volatile} {fence}"),
+        format!("{atom} fence.acq_rel.gpu;"),
+        acquire.clone(),
+        wait("atom.acquire.gpu.global.add.u32 x, [q+4], 0;"),
+    ];
+    for (write, read) in published.iter().flat_map(|write| acquired.iter().map(move |read| (write, read))) {
+        assert_eq!(faults(write, read), [], "{write} {read}");
+    }
+    for write in ["red.global.add.u32 [q+4], 1;", "red.global.add.u32 [q+4], 1; membar.gl;"] {
+        assert_eq!(faults(write, &acquire), [FaultKind::UnorderedRead], "{write}");
+    }
+    for read in [relaxed, volatile, atom] {
+        assert_eq!(faults(&published[0], &read), [FaultKind::UnorderedRead], "{read}");
+        assert_eq!(faults(&published[0], &format!("{fence} {read}")), [FaultKind::UnorderedRead], "{read}");
+    }
+}
+
+#[test]
 fn reductions_at_a_barrier_complete_when_the_other_warps_end() {
     let address = ".reg .b32 t, x; .reg .b64 q, o; .reg .pred p, r; mov.u32 t, %tid.x; ld.param.u64 q, [p0]; mul.wide.u32 o, t, 4; add.s64 q, q, o;";
     for (op, want) in [("and.pred r, 0, p", 0), ("or.pred r, 0, p", 1), ("popc.u32 x, 0, p", 16)] {
