@@ -135,9 +135,7 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
 __device__ __forceinline__ bool is_last(u32 *arrivals, u32 count, u32 *flag) {
     __syncthreads(); // all of the block has written, and nobody reads what the flag overwrites
     if (threadIdx.x == 0) {
-        __threadfence();
-        *flag = atomicInc(arrivals, count - 1) == count - 1;
-        __threadfence();
+        *flag = ptx::increment_acq_rel(arrivals, count - 1) == count - 1;
     }
     __syncthreads();
     return *flag != 0;

@@ -41,11 +41,8 @@ struct GridBarrier {
     __device__ __forceinline__ void arrive(bool is_last) {
         expected += gridDim.x;
         __syncthreads(); // all of the block has written
-        if (threadIdx.x == 0) {
-            __threadfence();
-            if (atomicAdd(arrived, 1) + 1 == expected && is_last) {
-                *arrived = 0; // for the next launch: nobody else comes
-            }
+        if (threadIdx.x == 0 && ptx::add_release(arrived, 1) + 1 == expected && is_last) {
+            *arrived = 0; // for the next launch: nobody else comes
         }
     }
     __device__ __forceinline__ void wait() const {

@@ -132,9 +132,7 @@ template <class C> struct LinearShare : LinearRuns<C> {
         u32 *arrived = reinterpret_cast<u32 *>(smem + C::ARRIVED_AT);
         __syncthreads(); // all of the block has written
         if (threadIdx.x == 0) {
-            __threadfence();
-            *arrived = atomicAdd(p.arrivals + strip, 1);
-            __threadfence();
+            *arrived = ptx::add_acq_rel(p.arrivals + strip, 1);
         }
         __syncthreads();
         if (*arrived != last - first) {

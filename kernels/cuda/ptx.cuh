@@ -53,6 +53,24 @@ __device__ __forceinline__ uint4 load16_global(const void *from) {
 __device__ __forceinline__ void store_release(u32 *to, u32 x) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
 }
+// Counters by which blocks say that what they wrote is there, and with `acq_rel` see what those before them wrote; what
+// they were. An order of the atomic itself: as fences beside it they would be sequentially consistent, which takes longer.
+__device__ __forceinline__ u32 add_release(u32 *to, u32 x) {
+    u32 old;
+    asm volatile("atom.release.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(to), "r"(x) : "memory");
+    return old;
+}
+__device__ __forceinline__ u32 add_acq_rel(u32 *to, u32 x) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(to), "r"(x) : "memory");
+    return old;
+}
+// Up to `most`, then from zero again.
+__device__ __forceinline__ u32 increment_acq_rel(u32 *to, u32 most) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(to), "r"(most) : "memory");
+    return old;
+}
 __device__ __forceinline__ u32 load_acquire(const u32 *from) {
     u32 x;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");

@@ -106,9 +106,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void argmax(const __grid_consta
     u32 is_last = 0;
     if (lane == 0) {
         __stcg(parts + blockIdx.x, best);
-        __threadfence();
-        is_last = atomicInc(p.arrivals + row, slices - 1) == slices - 1; // zero again after the last
-        __threadfence();
+        is_last = ptx::increment_acq_rel(p.arrivals + row, slices - 1) == slices - 1; // zero again after the last
     }
     if (__shfl_sync(0xffffffffu, is_last, 0) == 0) {
         return;

@@ -1,6 +1,6 @@
-//! Mutations of our kernels: each barrier, each fence and each wait for copies is taken out of the PTX, and each comparison
-//! is made to hold always and never, one at a time; each time the tests of that kernel must fail, by a wrong result or by a
-//! report of the simulated GPU.
+//! Mutations of our kernels: each barrier and each wait for copies is taken out of the PTX, each atomic and ordered access
+//! is made a relaxed one, and each comparison is made to hold always and never, one at a time; each time the tests of that
+//! kernel must fail, by a wrong result or by a report of the simulated GPU.
 //!
 //! The tests run in processes of their own, which end at the first failure. What a line of the source became is one
 //! mutation where loops are unrolled. One activation type stands for both, and so do tiles of 64 rows in attention; of the
@@ -175,8 +175,10 @@ const IN_ORDER: &str =
 const BEHIND: &str = "values follow keys in a page: as heads behind those of keys they are in the same place";
 const FIRST_PASS: &str = "the compiler asks whether there is a first pass: there always is";
 
-/// Images whose blocks publish what they wrote again before another looks, as the simulator runs them: fences of files
-/// that they share with others are held to there.
+/// The order of counters by which blocks join their results.
+const ACQ_REL: &str = "acq_rel";
+/// Images whose blocks publish once more before another looks, as the simulator runs them: these counters are held to in
+/// the others.
 const PUBLISH_AGAIN: [&str; 2] = ["decode_layers", "sample"];
 
 /// Only the kernels of these files, separated by commas.
@@ -194,7 +196,7 @@ struct Mutation {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
-    /// Barriers, fences and waits.
+    /// Barriers, waits, orders of memory.
     Order,
     /// Comparisons.
     Bounds,
@@ -252,7 +254,7 @@ fn mutations(target: usize, kernel: &'static str, text: &str, kind: Kind) -> Vec
             source = of_ours.unwrap_or(source);
             continue;
         }
-        let order = ["bar.sync", "barrier.sync", "bar.warp.sync", "cp.async.wait", "membar"];
+        let order = ["bar.sync", "barrier.sync", "bar.warp.sync", "cp.async.wait"];
         if kind == Kind::Order && order.iter().any(|o| line.starts_with(o)) {
             let what = order.into_iter().find(|o| line.starts_with(o)).expect("one of them");
             out.push(Mutation {
@@ -262,6 +264,12 @@ fn mutations(target: usize, kernel: &'static str, text: &str, kind: Kind) -> Vec
                 what,
                 lines: vec![(i, String::new())],
             });
+        }
+        let orders = [ACQ_REL, "release", "acquire"];
+        let named = |order: &&str| line.contains(&format!(".{order}."));
+        if let Some(what) = orders.into_iter().find(|order| kind == Kind::Order && named(order)) {
+            let lines = vec![(i, line.replace(what, "relaxed"))];
+            out.push(Mutation { target, kernel, source: source.clone(), what, lines });
         }
         let Some(rest) = line.strip_prefix("setp.").filter(|_| kind == Kind::Bounds) else { continue };
         let ordered = ["lt", "le", "gt", "ge"].contains(&rest.split('.').next().unwrap_or_default());
@@ -353,8 +361,7 @@ fn all_are_caught(kind: Kind) {
                     if UNSEEN.iter().any(|(what, piece, _)| mutation.what == *what && line.contains(piece)) {
                         continue;
                     }
-                    let is_shared = mutation.what == "membar" && file.ends_with(".cuh");
-                    if is_shared && PUBLISH_AGAIN.contains(&target.image) {
+                    if mutation.what == ACQ_REL && PUBLISH_AGAIN.contains(&target.image) {
                         continue;
                     }
                     let mut lines: Vec<&str> = texts[mutation.target].lines().collect();
