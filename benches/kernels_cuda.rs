@@ -8,7 +8,7 @@
 fn main() {}
 
 #[cfg(feature = "cuda")]
-#[path = "../tests/kernels_cuda/shapes.rs"]
+#[path = "../tests/kernels_cuda/shapes/mod.rs"]
 #[allow(dead_code)]
 mod shapes;
 
