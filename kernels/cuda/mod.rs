@@ -306,20 +306,8 @@ impl Kernels {
         block: u32,
         parameters: &P,
     ) -> Result<()> {
-        let function = self.function(name);
-        let mut arguments = [(parameters as *const P).cast_mut().cast::<c_void>()];
-        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        let launched = unsafe {
-            result::launch_kernel(
-                function.handle,
-                grid,
-                (block, 1, 1),
-                function.config[0],
-                stream.cu_stream(),
-                &mut arguments,
-            )
-        };
-        launched.map_err(|source| Error::Driver { what: format!("launching {name}"), source })
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_by(result::launch_kernel, stream, name, grid, block, parameters) }
     }
 
     /// The same for a kernel whose blocks wait for each other: all are on the device at once, or none.
@@ -334,22 +322,41 @@ impl Kernels {
         block: u32,
         parameters: &P,
     ) -> Result<()> {
+        let grid = (grid, 1, 1);
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_by(result::launch_cooperative_kernel, stream, name, grid, block, parameters) }
+    }
+
+    /// # Safety
+    /// As [`Kernels::launch`].
+    unsafe fn launch_by<P>(
+        &self,
+        launch: LaunchCall,
+        stream: &CudaStream,
+        name: &str,
+        grid: (u32, u32, u32),
+        block: u32,
+        parameters: &P,
+    ) -> Result<()> {
         let function = self.function(name);
         let mut arguments = [(parameters as *const P).cast_mut().cast::<c_void>()];
-        // SAFETY: as in `launch`.
-        let launched = unsafe {
-            result::launch_cooperative_kernel(
-                function.handle,
-                (grid, 1, 1),
-                (block, 1, 1),
-                function.config[0],
-                stream.cu_stream(),
-                &mut arguments,
-            )
-        };
+        let (block, shared_bytes) = ((block, 1, 1), function.config[0]);
+        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
+        let launched =
+            unsafe { launch(function.handle, grid, block, shared_bytes, stream.cu_stream(), &mut arguments) };
         launched.map_err(|source| Error::Driver { what: format!("launching {name}"), source })
     }
 }
+
+/// A launch of the driver: function, grid, block, bytes of shared memory, stream, arguments.
+type LaunchCall = unsafe fn(
+    sys::CUfunction,
+    (u32, u32, u32),
+    (u32, u32, u32),
+    u32,
+    sys::CUstream,
+    &mut [*mut c_void],
+) -> std::result::Result<(), DriverError>;
 
 /// Nobody else in this process captures a stream, or unloads kernels, while this is held. Unloading waits for all streams
 /// of a device, which ends the capture of one by another thread with an error.
