@@ -255,6 +255,31 @@ fn formats(half: Half) -> impl Iterator<Item = Weights> {
 }
 
 #[test]
+fn a_launch_may_begin_with_a_layer_that_has_no_norm() {
+    let mut rng = Rng(22);
+    let half = Half::BF16;
+    for format in formats(half) {
+        let shape =
+            Shape { hidden: 384, kv_heads: 1, group: 2, intermediate: 264, n_runs: [2; 4], max_splits: 2 };
+        let layers = [Layer::new(&mut rng, format, half, &shape, &[90])];
+        let inputs = Inputs::new(&mut rng, &shape, &layers, 1);
+        let slots = [Buffer::of(&[u32::MAX])];
+        let x = rng.normals(shape.hidden);
+        let attended = normals(&mut rng, half, shape.group * D);
+        let run = |launch: &dyn Fn(&[DecodeStep])| {
+            let state = State { attended: Buffer::of(&attended), ..State::new(&shape, &layers, &x) };
+            let mut rest = steps(half, &shape, &layers, &inputs, &slots, &state, 1).split_off(1);
+            rest[0].attention = None;
+            launch(&rest);
+            state.bits()
+        };
+        let arrived = Buffer::<u32>::zeroed(1);
+        let found = run(&|steps| in_one(half, steps, &arrived));
+        assert!(found == run(&one_by_one), "{format:?}");
+    }
+}
+
+#[test]
 fn layers_in_one_launch_have_the_bits_of_layers_one_by_one() {
     let mut rng = Rng(21);
     let all = usize::MAX;
@@ -270,13 +295,20 @@ fn layers_in_one_launch_have_the_bits_of_layers_one_by_one() {
             n_runs: [7, 4, 30, 9],
             max_splits: 1,
         },
-        // More splits of two sequences than there are blocks.
-        Shape { hidden: 256, kv_heads: 2, group: 3, intermediate: 264, n_runs: [all; 4], max_splits: 54 },
+        // More splits of two sequences than blocks or lanes, and blocks that have none; a run of as many inputs as fit.
+        Shape {
+            hidden: 256,
+            kv_heads: 5,
+            group: 2,
+            intermediate: 72 * 128 - 8,
+            n_runs: [all, all, all, 1],
+            max_splits: 54,
+        },
     ];
     for half in if is_mutant() { vec![Half::BF16] } else { HALVES.to_vec() } {
         for format in formats(half) {
             for (shape, lengths) in
-                shapes.iter().zip([vec![700, 1], vec![66, 300], vec![65], vec![8000, 300]])
+                shapes.iter().zip([vec![700, 1], vec![66, 300], vec![65], vec![9000, 300]])
             {
                 let layers: Vec<Layer> =
                     (0..3).map(|_| Layer::new(&mut rng, format, half, shape, &lengths)).collect();
