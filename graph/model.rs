@@ -68,7 +68,7 @@ pub const DESIGN: Rates = Rates {
 /// kernels as they are: lines through the times of `benches/kernels_cuda.txt`, and 1.3 µs from node to node of a
 /// graph. In µs, one row: 72B int4 norm and qkv 28.3, o 22.7, norm, gate and up 153.5, down 77.2; heads of 72B and
 /// 2B 1448 and 273; attention of 72B over 256, 4,096, 6,144, 14,336 and 30,720 keys 3.5, 11.3, 16.1, 35.8 and 73.9; a
-/// norm of 8,192 columns 2.7. All layers in one kernel, in µs a layer after 256 tokens: 72B 275, 7B 74.5, 2B 23.5; of these
+/// norm of 8,192 columns 2.7. All layers in one kernel, in µs a layer after 256 tokens: 72B 275, 7B 74.4, 2B 23.5; of these
 /// the longest warp is busy 122, 45.5 and 23.5. At 2,048 rows 0.75 to 0.84 of the matrix peak for 7B and 72B; prefill attention of 2,048
 /// tokens 0.69 to 0.74, after 4,096 others 0.65 to 0.76; vision attention 0.80. The lines reproduce the decode times
 /// within 6 %.

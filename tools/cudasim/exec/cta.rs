@@ -80,7 +80,7 @@ pub(crate) struct Cta {
     pub(crate) turns_without_news: u32,
     /// See [`Cx::segment`].
     pub(crate) segment: Option<u32>,
-    /// Those before a fence, not yet published.
+    /// Those before a fence: the next atomic or ordered store publishes them.
     pub(crate) fenced: Vec<u32>,
     /// When it last saw what others published.
     pub(crate) acquired: u64,

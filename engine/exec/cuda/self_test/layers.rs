@@ -4,7 +4,7 @@ use qwenvl_graph::DType;
 use qwenvl_graph::kernel::KV_PAGE_TOKENS;
 use qwenvl_graph::op::{Heads, MRope};
 
-use super::{Numbers, half_of, upload};
+use super::{Numbers, encode, half_of, upload};
 use crate::error::Result;
 use crate::exec::cuda::gpu::{Block, Gpu};
 use crate::kernels::cuda::attention::{PagedAttention, partials_bytes};
@@ -36,7 +36,7 @@ pub(super) fn layers_in_one_launch(
     }
     let model = Model::new(gpu, kernels, half, kind, rows)?;
     let failed = |e| gpu.kernel_error(STEP, e);
-    let one_by_one = State::new(gpu, rows)?;
+    let one_by_one = State::new(gpu, half, rows)?;
     for step in model.steps(&one_by_one) {
         // SAFETY: the blocks are as large as the shapes say and live until the results are read.
         unsafe {
@@ -50,7 +50,7 @@ pub(super) fn layers_in_one_launch(
             .map_err(failed)?;
         }
     }
-    let in_one = State::new(gpu, rows)?;
+    let in_one = State::new(gpu, half, rows)?;
     let list = kernels.decode_steps(&model.steps(&in_one)).map_err(failed)?;
     let (steps, arrived) = (upload(gpu, STEP, &list.bytes)?, upload(gpu, STEP, &[0u32])?);
     let launch = DecodeLayers {
@@ -202,12 +202,13 @@ impl<'a> Model<'a> {
 }
 
 impl State {
-    fn new(gpu: &Gpu, rows: usize) -> Result<State> {
+    fn new(gpu: &Gpu, half: Half, rows: usize) -> Result<State> {
         let mut numbers = Numbers(19);
         let x: Vec<f32> = (0..rows * HIDDEN).map(|_| (numbers.next() % 512) as f32 / 128.0 - 2.0).collect();
         let blank = |bytes: usize| gpu.block(STEP, bytes as u64);
-        // Small numbers in both types, the same in each layer.
-        let page: Vec<u16> = (0..rows * PAGE_LEN).map(|_| numbers.next() as u16 & 0x8fff | 0x3000).collect();
+        let page: Vec<f32> =
+            (0..rows * PAGE_LEN).map(|_| (numbers.next() % 512) as f32 / 256.0 - 1.0).collect();
+        let page = encode(half, &page);
         let pages = (0..N_LAYERS).map(|_| upload(gpu, STEP, &page)).collect::<Result<Vec<Block>>>()?;
         Ok(State {
             x: upload(gpu, STEP, &x)?,
@@ -241,7 +242,7 @@ fn records(numbers: &mut Numbers, half: Half, kind: WeightKind, n: usize, k: usi
             16 => {
                 for _ in 0..codes / 2 {
                     let number = (numbers.next() % 256) as f32 / 2048.0 - 0.0625;
-                    let bits = super::encode(half, &[number])[0];
+                    let bits = encode(half, &[number])[0];
                     bytes.extend(bits.to_le_bytes());
                 }
             }
